@@ -1,0 +1,300 @@
+"""What a run costs: FLOPs of the shapes really run, PF-days of work done, PF-days of machine time used.
+
+B batch, L image tokens, N patches, T text tokens, D tower width, E embedding. Matrix products alone count,
+one multiply-add as 2 FLOPs; biases, norms, softmax and other elementwise work do not, nor does recomputation
+(remat, flash attention): these are *model* FLOPs. A PF-day is 1e15 operations a second for a day, 8.64e19
+(OpenAI, "AI and Compute"). XLA's `cost_analysis` cannot stand in: it counts a scanned body once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from hybridclip_jax.errors import StorageError
+from hybridclip_jax.peaks import peak
+
+PF_DAY = 1e15 * 86_400
+# The use of peak that "AI and Compute" assumes where none was measured.
+ASSUMED_USE = 0.33
+
+Trainable = Callable[[str], bool]
+
+
+@dataclasses.dataclass(frozen=True)
+class StepFlops:
+    """FLOPs of one step over the whole batch: `forward`, and `total` with the backward pass really done."""
+
+    forward: int
+    total: int
+
+
+class _Tally:
+    """Adds up matrix products in forward order; each method returns whether its result's gradient is wanted.
+
+    A product costs its FLOPs once forward and once more for each operand whose gradient is wanted: a trained
+    operand, or one with something trained upstream. That is what reverse differentiation with respect to the
+    trainable parameters alone computes, so a frozen part costs 1, 2 or 3 times its forward pass.
+    """
+
+    def __init__(self, trainable: Trainable) -> None:
+        self.trainable = trainable
+        self.forward = self.backward = 0
+
+    def any(self, *names: str) -> bool:
+        return any(self.trainable(name) for name in names)
+
+    def product(self, flops: int, left: bool, right: bool) -> bool:
+        self.forward += flops
+        self.backward += flops * (left + right)
+        return left or right
+
+    def linear(self, name: str, flops: int, needs: bool, *, bias: bool) -> bool:
+        needs = self.product(flops, needs, self.any(f"{name}/kernel"))
+        return needs or (bias and self.any(f"{name}/bias"))
+
+    def norm(self, name: str, needs: bool) -> bool:
+        return needs or self.any(f"{name}/scale", f"{name}/bias")
+
+    def block(self, name: str, arch: Any, rows: int, pairs: int, needs: bool, *, image: bool) -> bool:
+        """One pre-norm block over `rows` = B L tokens, attending `pairs` = B times the (query, key) pairs."""
+        width, hidden = arch.width, arch.mlp_hidden
+        square, wide = 2 * rows * width * width, 2 * rows * width * hidden
+        x = self.norm(f"{name}/norm1", needs)
+        # DINOv3 has no key bias, and at 7B no query and value bias either.
+        biased = {part: not image or (part != "k" and arch.qv_bias) for part in "qkv"}
+        q, k, v = (self.linear(f"{name}/attn/{part}", square, x, bias=biased[part]) for part in "qkv")
+        scores = self.product(2 * pairs * width, q, k)
+        mixed = self.product(2 * pairs * width, scores, v)
+        needs |= self.linear(f"{name}/attn/out", square, mixed, bias=True)
+        needs |= image and self.any(f"{name}/ls1")
+
+        x = self.norm(f"{name}/norm2", needs)
+        into, out = (("gate", "up"), "down") if getattr(arch, "gated", False) else (("fc1",), "fc2")
+        inner = [self.linear(f"{name}/mlp/{part}", wide, x, bias=True) for part in into]
+        needs |= self.linear(f"{name}/mlp/{out}", wide, any(inner), bias=True)
+        return needs or (image and self.any(f"{name}/ls2"))
+
+    def image(self, arch: Any, embed_dim: int, image_size: int, batch: int) -> bool:
+        patches, tokens = arch.patches(image_size), arch.tokens(image_size)
+        # Pixels are data: the patch embedding is a product with no gradient on its left.
+        flops = 2 * batch * patches * 3 * arch.patch**2 * arch.width
+        needs = self.linear("image/patch_embed", flops, False, bias=True)
+        needs |= self.any("image/cls_token", "image/register_tokens")
+        for i in range(arch.depth):
+            needs = self.block(f"image/blocks/{i}", arch, batch * tokens, batch * tokens**2, needs, image=True)
+        needs = self.norm("image/norm", needs)
+        return self.linear("image_projection", 2 * batch * arch.width * embed_dim, needs, bias=False)
+
+    def text(self, arch: Any, embed_dim: int, tokens: int, batch: int) -> bool:
+        # Looking tokens up is a gather, not a product, forward and backward.
+        needs = self.any("text/token_embedding", "text/pos_embedding")
+        # Causal: row t attends to t + 1 tokens. "Half" of T^2 is T (T + 1) / 2.
+        pairs = batch * tokens * (tokens + 1) // 2
+        for i in range(arch.depth):
+            needs = self.block(f"text/blocks/{i}", arch, batch * tokens, pairs, needs, image=False)
+        needs = self.norm("text/norm", needs)
+        return self.linear("text_projection", 2 * batch * arch.width * embed_dim, needs, bias=False)
+
+
+def step_flops(
+    image_arch: Any,
+    text_arch: Any,
+    *,
+    embed_dim: int,
+    image_size: int,
+    text_tokens: int,
+    batch_size: int,
+    trainable: Trainable,
+) -> StepFlops:
+    """FLOPs of one training step: both towers, their projections of the pooled token, and the B x B logits.
+
+    `text_tokens` is the padded length T of this batch, `batch_size` the global batch. `trainable` is asked
+    with flat parameter names such as `image/blocks/0/attn/q/kernel`. The result depends on the shapes and on
+    what trains alone, so its sum over steps is a function of the step.
+    """
+    tally = _Tally(trainable)
+    image = tally.image(image_arch, embed_dim, image_size, batch_size)
+    text = tally.text(text_arch, embed_dim, text_tokens, batch_size)
+    tally.product(2 * batch_size * batch_size * embed_dim, image, text)
+    return StepFlops(tally.forward, tally.forward + tally.backward)
+
+
+def image_flops(image_arch: Any, *, embed_dim: int, image_size: int, images: int) -> int:
+    """FLOPs of encoding `images` images without gradients, as an evaluation does; padding rows count."""
+    tally = _Tally(lambda name: False)
+    tally.image(image_arch, embed_dim, image_size, images)
+    return tally.forward
+
+
+def text_flops(text_arch: Any, *, embed_dim: int, text_tokens: int, texts: int) -> int:
+    """FLOPs of encoding `texts` texts padded to `text_tokens` without gradients."""
+    tally = _Tally(lambda name: False)
+    tally.text(text_arch, embed_dim, text_tokens, texts)
+    return tally.forward
+
+
+def parameter_count(image_arch: Any, text_arch: Any, embed_dim: int) -> dict[str, int]:
+    """Parameters of `image`, `image_projection`, `text`, `text_projection`, `logit_scale`, from the sizes."""
+    D, hidden = image_arch.width, image_arch.mlp_hidden
+    biases = D * (1 + 2 * image_arch.qv_bias)
+    mlp = 3 * D * hidden + 2 * hidden + D if image_arch.gated else 2 * D * hidden + hidden + D
+    block = 4 * D + 4 * D * D + biases + 2 * D + mlp
+    patches = 3 * image_arch.patch**2 * D + D
+    image = (1 + image_arch.registers) * D + patches + image_arch.depth * block + 2 * D
+
+    W, hidden = text_arch.width, text_arch.mlp_hidden
+    block = 4 * W + 4 * W * W + 4 * W + 2 * W * hidden + hidden + W
+    text = (text_arch.vocab_size + text_arch.context) * W + text_arch.depth * block + 2 * W
+    return {
+        "image": image,
+        "image_projection": D * embed_dim,
+        "text": text,
+        "text_projection": W * embed_dim,
+        "logit_scale": 1,
+    }
+
+
+def pf_days(flops: float) -> float:
+    """FLOPs -> PF-days, FLOPs / 8.64e19."""
+    return flops / PF_DAY
+
+
+def hours(flops: float, peak_flops: float, devices: int, use: float = ASSUMED_USE) -> float:
+    """Hours that `flops` take on `devices` at the share `use` of their peak."""
+    return flops / (peak_flops * devices * use) / 3600
+
+
+class Meter:
+    """Keeps two books of a run: the work done, and the machine time used.
+
+    Work is a function of the step: it is part of the checkpoint (`state_dict`, `load_state`), so a step that
+    is replayed after a kill counts once, and `pf_days_model` is the same to the last bit. Capacity, peak x
+    devices x time, is what was spent: it runs from the meter's construction through compilation, evaluation
+    and stalls, and is kept in `ledger`, one entry per attempt, written by each `window` (a kill loses at most
+    one window).
+    """
+
+    def __init__(
+        self,
+        device_kind: str,
+        devices: int,
+        dtype: str,
+        *,
+        precision: str | None = None,
+        ledger: Path | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`ledger` None (tests, processes other than the first) keeps the time of this attempt only."""
+        self.peak = peak(device_kind, dtype, precision)
+        self.devices = devices
+        self._clock, self._started, self._ledger = clock, clock(), ledger
+        self._earlier = _read_ledger(ledger)
+        self._entry = {"device": device_kind, "devices": devices, "units": self.peak.why}
+        self.train_flops = self.eval_flops = 0
+        self.train_s = self.eval_s = 0.0
+        self._window_flops, self._window_s = 0, 0.0
+
+    def add(self, flops: int, seconds: float) -> None:
+        """Training work: FLOPs of one or more steps and the wall seconds they took."""
+        self.train_flops += flops
+        self.train_s += seconds
+        self._window_flops += flops
+        self._window_s += seconds
+
+    def add_eval(self, flops: int, seconds: float) -> None:
+        """Evaluation work, kept apart from `pf_days_model`; its time is capacity like any other."""
+        self.eval_flops += flops
+        self.eval_s += seconds
+
+    def attempts(self) -> list[dict[str, Any]]:
+        """Every attempt of the run, this one last: its devices, peak FLOP/s of one or None, its seconds."""
+        times = {"seconds": self._clock() - self._started, "train_s": self.train_s, "eval_s": self.eval_s}
+        return [*self._earlier, {**self._entry, "peak_flops": self.peak.flops, **times}]
+
+    def capacity(self) -> tuple[float | None, str]:
+        """(PF-days that the devices of all attempts could have done, "") or (None, why it is not known)."""
+        total = 0.0
+        for attempt in self.attempts():
+            if attempt["peak_flops"] is None:
+                return None, attempt["units"]
+            total += attempt["peak_flops"] * attempt["devices"] * attempt["seconds"]
+        return pf_days(total), ""
+
+    def window(self) -> dict[str, float | None]:
+        """The values of a train line; begins a new window and writes the ledger.
+
+        `tflops` is the achieved rate of all devices together and `mfu` its share of their peak, both over the
+        training seconds since the last call; the PF-days count from the beginning of the run. Raises
+        StorageError where the ledger cannot be written.
+        """
+        rate = self._window_flops / self._window_s if self._window_s > 0 else None
+        self._window_flops, self._window_s = 0, 0.0
+        mfu = None
+        if rate is not None and self.peak.flops is not None:
+            mfu = rate / (self.peak.flops * self.devices)
+        self._write()
+        return {
+            "tflops": None if rate is None else rate / 1e12,
+            "mfu": mfu,
+            "pf_days_model": pf_days(self.train_flops),
+            "pf_days_capacity": self.capacity()[0],
+        }
+
+    def summary(self) -> dict[str, Any]:
+        """The run as a whole. `mfu` is pf_days_model / pf_days_capacity.
+
+        Start-up, evaluation and replayed steps are in the capacity alone: it is below the windows' `mfu`.
+        """
+        capacity, why = self.capacity()
+        model, attempts = pf_days(self.train_flops), self.attempts()
+        self._write()
+        return {
+            "pf_days_model": model,
+            "pf_days_eval": pf_days(self.eval_flops),
+            "pf_days_capacity": capacity,
+            "mfu": model / capacity if capacity else None,
+            "why_no_capacity": why or None,
+            "peak_units": self.peak.why,
+            "attempts": len(attempts),
+            "train_s": sum(a["train_s"] for a in attempts),
+            "eval_s": sum(a["eval_s"] for a in attempts),
+            "device_hours": sum(a["devices"] * a["seconds"] for a in attempts) / 3600,
+        }
+
+    def state_dict(self) -> dict[str, int]:
+        """What a checkpoint of this step holds: whole numbers, so that nothing is lost by rounding."""
+        return {"train_flops": self.train_flops, "eval_flops": self.eval_flops}
+
+    def load_state(self, state: Mapping[str, int]) -> None:
+        """Continues the work book from a checkpoint."""
+        self.train_flops, self.eval_flops = int(state["train_flops"]), int(state["eval_flops"])
+
+    def _write(self) -> None:
+        if self._ledger is None:
+            return
+        partial = self._ledger.with_name(self._ledger.name + ".part")
+        try:
+            partial.write_text(json.dumps({"attempts": self.attempts()}, indent=2) + "\n")
+            os.replace(partial, self._ledger)
+        except OSError as error:
+            raise StorageError(f"{self._ledger}: cannot be written: {error.strerror}") from error
+
+
+def _read_ledger(ledger: Path | None) -> list[dict[str, Any]]:
+    if ledger is None or not ledger.exists():
+        return []
+    unreadable: dict[str, Any] = {"device": "", "devices": 0, "units": f"{ledger.name} is damaged"}
+    unreadable |= {"peak_flops": None, "seconds": 0.0, "train_s": 0.0, "eval_s": 0.0}
+    try:
+        attempts = json.loads(ledger.read_text())["attempts"]
+        complete = all(unreadable.keys() <= attempt.keys() for attempt in attempts)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        complete = False
+    # Time that cannot be read back is not zero: such a run has no known capacity, and goes on.
+    return attempts if complete else [unreadable]

@@ -1,0 +1,290 @@
+"""From a validated config to everything a run needs: data, model, mesh, optimiser, step, evaluators.
+
+Each fault of data, weights or devices is raised here, as a UserError, before the first step.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+
+from hybridclip_jax import modelfolder, models, objectives, optim, sharding, state, step
+from hybridclip_jax.data import store as stores
+from hybridclip_jax.data.loader import TrainStream
+from hybridclip_jax.data.sentences import names_sides
+from hybridclip_jax.data.store import Store
+from hybridclip_jax.data.tokenizer import Tokenizer
+from hybridclip_jax.errors import UserError
+from hybridclip_jax.evals import EVALUATORS
+from hybridclip_jax.evals.encode import Encode
+from hybridclip_jax.models.layers import l2_normalize
+from hybridclip_jax.state import Params, TrainState
+
+# Below this compute capability NVIDIA devices have no bfloat16 (Volta is 7.0, Turing 7.5).
+BFLOAT16_FROM = 8.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """The model of a config without its arrays: graph, shapes, and what trains."""
+
+    spec: models.DualSpec
+    static: state.Static
+    shapes: Params
+    objective: objectives.Objective
+    optimizer: optim.Optimizer
+    numerics: models.Numerics
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """Everything a run needs that is not its state."""
+
+    config: Any
+    model: Model
+    mesh: Mesh
+    tokenizer: Tokenizer
+    store: Store
+    stream: TrainStream
+    evaluators: dict[str, Any]
+    encode: Encode
+    abstract: TrainState
+    placement: TrainState
+    step: step.Step
+    loaded: dict[str, np.ndarray]
+    warnings: tuple[str, ...]
+
+    @property
+    def synthetic(self) -> bool:
+        return self.store.synthetic or any(e.store.synthetic for e in self.evaluators.values())
+
+
+def spec_of(config: Any) -> models.DualSpec:
+    """The model specification a config asks for."""
+    return models.DualSpec(
+        image=config.model.image.arch,
+        text=config.model.text.arch,
+        context=config.model.text.context,
+        embed_dim=config.model.embed_dim,
+        temperature=config.model.temperature,
+    )
+
+
+def model(config: Any) -> Model:
+    """The model of a config, as shapes: nothing is allocated and no data is read."""
+    spec = spec_of(config)
+    numerics = models.Numerics(jax.numpy.dtype(config.compute.dtype), config.compute.attention, config.compute.remat)
+    static, shapes, _ = state.abstract(lambda: models.build(spec, numerics, nnx.Rngs(0)))
+    objective = objectives.OBJECTIVES[config.objective](tuple(config.model.logit_scale_range))
+    return Model(spec, static, shapes, objective, optim.make(config, shapes), numerics)
+
+
+def check_devices(config: Any, devices: list[jax.Device]) -> None:
+    """Raises UserError where the devices cannot compute what the config asks for."""
+    for device in devices:
+        capability = getattr(device, "compute_capability", None)
+        if config.compute.dtype == "bfloat16" and capability and float(capability) < BFLOAT16_FROM:
+            raise UserError(
+                f"compute.dtype = bfloat16: {device.device_kind} has no bfloat16 (compute capability "
+                f"{capability}); use --config.compute.dtype=float32"
+            )
+    if config.compute.attention == "cudnn" and (devices[0].platform != "gpu" or config.compute.dtype != "bfloat16"):
+        raise UserError("compute.attention = cudnn: needs an NVIDIA GPU and compute.dtype = bfloat16; use xla")
+
+
+def job(config: Any) -> Job:
+    """Builds everything but the state. Raises UserError for whatever the config, data or weights get wrong."""
+    check_devices(config, jax.devices())
+    mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.batch_size)
+    built = model(config)
+    tokenizer = Tokenizer(built.spec.text_arch.vocab_size)
+    store = _train_store(config)
+    stream = TrainStream(
+        store,
+        tokenizer,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        image_size=config.data.image_size,
+        crop=config.data.crop,
+        flip=config.data.flip,
+        context=config.model.text.context,
+        sentences=config.data.sentences,
+    )
+    evaluators = _evaluators(config, tokenizer, store)
+    loaded = _loaded(config, built, tokenizer)
+    abstract = jax.eval_shape(lambda: _init(config, built))
+    placement = step.state_shardings(abstract, mesh)
+    return Job(
+        config=config,
+        model=built,
+        mesh=mesh,
+        tokenizer=tokenizer,
+        store=store,
+        stream=stream,
+        evaluators=evaluators,
+        encode=encoders(built, placement.params, mesh, config),
+        abstract=abstract,
+        placement=placement,
+        step=step.make_step(
+            built.static,
+            built.objective,
+            built.optimizer,
+            mean=tuple(config.data.mean),
+            std=tuple(config.data.std),
+            seed=config.seed,
+            placement=placement,
+            mesh=mesh,
+        ),
+        loaded=loaded,
+        warnings=tuple(_warnings(config, store)),
+    )
+
+
+def _init(config: Any, built: Model) -> TrainState:
+    def params() -> Params:
+        rngs = nnx.Rngs(jax.random.key(config.seed))
+        return state.split(models.build(built.spec, built.numerics, rngs))[1]
+
+    return step.init_state(params, built.objective, built.optimizer)
+
+
+def fresh_state(job: Job) -> TrainState:
+    """The state before step 0: every array made where it lives, loaded towers laid over the random start."""
+    fresh = jax.jit(lambda: _init(job.config, job.model), out_shardings=job.placement)()
+    placed = {
+        name: jax.device_put(value.astype(job.abstract.params[name].dtype), job.placement.params[name])
+        for name, value in job.loaded.items()
+    }
+    return dataclasses.replace(fresh, params={**fresh.params, **placed})
+
+
+def restore_target(job: Job) -> TrainState:
+    """Shapes, dtypes and placements to restore a checkpoint into."""
+    return jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        job.abstract,
+        job.placement,
+    )
+
+
+def encoders(built: Model, placement: Any, mesh: Mesh, config: Any) -> Encode:
+    """Jitted encoders of one fixed batch size for evaluators; embeddings come back L2-normalised."""
+    mean, std = tuple(config.data.mean), tuple(config.data.std)
+    split_batch, whole = sharding.batch(mesh), sharding.replicated(mesh)
+
+    def images(params: Params, image: jax.Array) -> jax.Array:
+        bound = state.bind(built.static, params)
+        return l2_normalize(bound.encode_image(step.normalise(image, mean, std)))
+
+    def texts(params: Params, tokens: jax.Array) -> jax.Array:
+        return l2_normalize(state.bind(built.static, params).encode_text(tokens))
+
+    def jitted(function: Any) -> Any:
+        return jax.jit(function, in_shardings=(placement, split_batch), out_shardings=whole)
+
+    return Encode(jitted(images), jitted(texts), config.batch_size)
+
+
+def _train_store(config: Any) -> Store:
+    if not config.data.train:
+        raise UserError("data.train is empty: name a store, e.g. --config.data.train=STORE:train")
+    return Store.open(config.data.train)
+
+
+def _evaluators(config: Any, tokenizer: Tokenizer, train: Store) -> dict[str, Any]:
+    evaluators = {}
+    for name, entry in config.evals.items():
+        if entry.protocol not in EVALUATORS:
+            known = ", ".join(EVALUATORS)
+            raise UserError(f"evals.{name}.protocol = {entry.protocol!r}: must be one of {known}")
+        if not entry.data:
+            raise UserError(f"evals.{name}.data is empty: name a store, e.g. --config.evals.{name}.data=STORE:val")
+        evaluator = EVALUATORS[entry.protocol](
+            name,
+            entry,
+            tokenizer,
+            context=config.model.text.context,
+            image_size=config.data.image_size,
+            batch_size=config.batch_size,
+        )
+        _refuse_leak(name, evaluator.store, train)
+        evaluators[name] = evaluator
+    return evaluators
+
+
+def _refuse_leak(name: str, held_out: Store, train: Store) -> None:
+    if stores.check_comparable(held_out, train) != "comparable":
+        return
+    shared = stores.patient_overlap(held_out, train)
+    if shared:
+        raise UserError(
+            f"evals.{name}.data = {held_out.spec}: {shared} of its patients are in {train.spec} as well; "
+            "evaluate on patients that are not trained on"
+        )
+
+
+def _loaded(config: Any, built: Model, tokenizer: Tokenizer) -> dict[str, np.ndarray]:
+    """The parameters of the towers that `model.image.weights` and `model.text.weights` name."""
+    loaded: dict[str, np.ndarray] = {}
+    for which in ("image", "text"):
+        folder = config.model[which].weights
+        if folder:
+            loaded |= modelfolder.tower(
+                folder,
+                which,
+                built.shapes,
+                arch=config.model[which].arch,
+                preprocessing=preprocessing(config),
+                tokenizer=tokenizer.card(),
+            )
+    return loaded
+
+
+def preprocessing(config: Any) -> dict[str, Any]:
+    """The preprocessing card of a model trained with this config."""
+    return {
+        "image_size": config.data.image_size,
+        "mean": list(config.data.mean),
+        "std": list(config.data.std),
+        "resize": "bicubic",
+        "scale": "uint8 / 255",
+    }
+
+
+def card(job: Job) -> modelfolder.Card:
+    """What travels with the weights of this run."""
+    spec = job.model.spec
+    return modelfolder.Card(
+        kind="dual",
+        architecture={
+            "image": spec.image,
+            "text": spec.text,
+            "context": spec.context,
+            "embed_dim": spec.embed_dim,
+        },
+        preprocessing={**preprocessing(job.config), "store": job.store.manifest["preprocessing"]},
+        tokenizer=job.tokenizer.card(),
+        source={
+            "trained_by": "hybridclip_jax",
+            "image_weights": job.config.model.image.weights,
+            "text_weights": job.config.model.text.weights,
+        },
+        licence="follows the weights it was trained from",
+        synthetic=job.synthetic,
+    )
+
+
+def _warnings(config: Any, store: Store) -> list[str]:
+    found = []
+    share = names_sides(store.texts)
+    if config.data.flip and share > 0:
+        found.append(
+            f"data.flip is on and {share:.0%} of the texts name left or right: a flipped image contradicts them; "
+            "turn it off with --noconfig.data.flip"
+        )
+    return found

@@ -1,0 +1,235 @@
+"""Every setting of a run, once, with its default; what each may hold; and how a file and flags become one config."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+import os
+from collections.abc import Iterator, Sequence
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from hybridclip_jax.errors import UserError
+from hybridclip_jax.models import IMAGE_ENCODERS, TEXT_ENCODERS
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+UNIT_LOGIT_RANGE = (0.0, math.log(100))
+
+# field -> the values it may take
+CHOICES: dict[str, tuple[str, ...]] = {
+    "objective": ("contrastive",),
+    "model.image.arch": tuple(IMAGE_ENCODERS),
+    "model.text.arch": tuple(TEXT_ENCODERS),
+    "data.crop": ("random", "random_resized", "none"),
+    "data.sampler": ("shuffle",),
+    "optim.name": ("sgd", "adamw"),
+    "optim.schedule": ("constant", "cosine"),
+    "select.mode": ("max", "min"),
+    "compute.dtype": ("float32", "bfloat16"),
+    "compute.attention": ("xla", "cudnn"),
+    "watchdog.at_chance": ("warn", "stop"),
+}
+# field -> the smallest value it may take
+AT_LEAST: dict[str, float] = {
+    "seed": 0,
+    "steps": 1,
+    "batch_size": 2,
+    "eval_every": 1,
+    "log_every": 1,
+    "checkpoint.every": 1,
+    "checkpoint.keep": 1,
+    "model.embed_dim": 1,
+    "model.text.context": 3,
+    "data.image_size": 1,
+    "data.sentences": 0,
+    "optim.warmup_steps": 0,
+    "optim.learning_rate": 0.0,
+    "optim.weight_decay": 0.0,
+    "optim.momentum": 0.0,
+    "mesh.data": 0,
+    "mesh.fsdp": 1,
+}
+EVAL_DEFAULTS = {"protocol": "chexzero", "data": "", "prompts": "chexzero"}
+
+
+def default() -> ConfigDict:
+    """The recipe's values for every field. Locked: a misspelt field in a config file is an error."""
+    config = ConfigDict(
+        {
+            "seed": 0,
+            "steps": 25_000,
+            "batch_size": 64,
+            "eval_every": 500,
+            "log_every": 50,
+            "objective": "contrastive",
+            "model": {
+                "image": {"arch": "dinov3_vitb16", "weights": ""},
+                "text": {"arch": "clip_text_b", "weights": "", "context": 512},
+                "embed_dim": 512,
+                "temperature": 0.07,
+                # range of ln(1 / temperature) that the logit scale is clamped to after each update
+                "logit_scale_range": UNIT_LOGIT_RANGE,
+            },
+            "data": {
+                "train": "",
+                "image_size": 224,
+                "crop": "random",
+                "flip": True,
+                "mean": CLIP_MEAN,
+                "std": CLIP_STD,
+                "sampler": "shuffle",
+                # 0: the whole text; k: 1 to k sentences of it, drawn anew each epoch
+                "sentences": 0,
+            },
+            "optim": {
+                "name": "sgd",
+                "learning_rate": 1e-4,
+                "momentum": 0.9,
+                "weight_decay": 0.0,
+                "schedule": "constant",
+                "warmup_steps": 0,
+                # (regex, learning-rate factor, weight-decay factor); first match wins; factor 0 freezes
+                "groups": ((".*", 1.0, 1.0),),
+            },
+            "evals": {},
+            "select": {"metric": "", "mode": "max"},
+            "checkpoint": {"every": 500, "keep": 2},
+            "compute": {"dtype": "float32", "remat": False, "attention": "xla"},
+            "mesh": {"data": 0, "fsdp": 1},
+            "watchdog": {"at_chance": "warn"},
+        }
+    )
+    return config.lock()
+
+
+def add_eval(config: ConfigDict, name: str, **fields: str) -> None:
+    """Adds `config.evals.<name>`; unknown fields raise AttributeError like any other misspelt field."""
+    entry = ConfigDict(EVAL_DEFAULTS).lock()
+    entry.update(fields)
+    with config.evals.unlocked():
+        config.evals[name] = entry
+
+
+def load(path: str, overrides: Sequence[str] = ()) -> ConfigDict:
+    """The validated config of a Python file and `--config.a.b=V` overrides.
+
+    Raises UserError, in one line, for a missing file, an unknown field, a wrong type or a value out of range.
+    """
+    config = _parse(path, ())
+    for override in overrides:
+        _check_field(config, override)
+    if overrides:
+        config = _parse(path, overrides)
+    problems = list(validate(config))
+    if problems:
+        raise UserError(f"{path}: " + "; ".join(problems))
+    return config
+
+
+def _parse(path: str, overrides: Sequence[str]) -> ConfigDict:
+    file = path.split(":", 1)[0]
+    if not os.path.isfile(file):
+        hint = f"; did you mean {file}.py?" if os.path.isfile(file + ".py") else ""
+        raise UserError(f"--config: no such file: {file}{hint}")
+    values = flags.FlagValues()
+    arguments = ["main", f"--config={path}", *overrides]
+    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=arguments)
+    try:
+        values(arguments)
+        config = values.config
+    except UserError:
+        raise
+    except Exception as error:  # a config file is a program: whatever it raises is the user's to see, in one line
+        where = f"{file} with {' '.join(overrides)}" if overrides else file
+        raise UserError(f"{where}: {type(error).__name__}: {error}") from error
+    if not isinstance(config, ConfigDict):
+        raise UserError(f"{file}: get_config() must return a ConfigDict, not {type(config).__name__}")
+    return config
+
+
+def _check_field(config: ConfigDict, override: str) -> None:
+    name = override.lstrip("-").split("=", 1)[0].removeprefix("no")
+    parts = name.split(".")
+    if parts[0] != "config" or len(parts) < 2:
+        raise UserError(f"{override}: overrides look like --config.optim.learning_rate=1e-3")
+    node = config
+    for depth, part in enumerate(parts[1:], start=1):
+        known = list(node.keys()) if isinstance(node, ConfigDict) else []
+        if part not in known:
+            near = difflib.get_close_matches(part, known, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known) or 'none'}"
+            raise UserError(f"{'.'.join(parts[: depth + 1])}: no such field; {hint}")
+        node = node[part]
+
+
+def get(config: ConfigDict, field: str) -> object:
+    node: object = config
+    for part in field.split("."):
+        node = node[part]  # type: ignore[index]  # a dotted field names nested ConfigDicts
+    return node
+
+
+def validate(config: ConfigDict) -> Iterator[str]:
+    """Yields one sentence for every bad value, so that a person mends all of them at once."""
+    yield from _missing(config, default(), "")
+    for field, allowed in CHOICES.items():
+        value = get(config, field)
+        if value not in allowed:
+            yield f"{field} = {value!r}: must be one of {', '.join(allowed)}"
+    for field, least in AT_LEAST.items():
+        value = get(config, field)
+        if not math.isfinite(value) or value < least:  # type: ignore[arg-type, operator]  # AT_LEAST names numbers
+            yield f"{field} = {value}: must be at least {least:g}"
+    if config.model.temperature <= 0:
+        yield f"model.temperature = {config.model.temperature}: must be above 0"
+    yield from _tuples(config)
+    yield from _evals(config)
+
+
+def _missing(config: ConfigDict, reference: ConfigDict, prefix: str) -> Iterator[str]:
+    for key, value in reference.items():
+        if key not in config:
+            yield f"{prefix}{key} is missing: start from hybridclip_jax.config.default()"
+        elif isinstance(value, ConfigDict) and key != "evals":
+            yield from _missing(config[key], value, f"{prefix}{key}.")
+
+
+def _tuples(config: ConfigDict) -> Iterator[str]:
+    for field, length in (("data.mean", 3), ("data.std", 3), ("model.logit_scale_range", 2)):
+        value = get(config, field)
+        if not isinstance(value, tuple) or len(value) != length or not all(_number(v) for v in value):
+            yield f"{field} = {value!r}: must be {length} numbers"
+        elif field == "data.std" and min(value) <= 0:
+            yield f"data.std = {value!r}: must be above 0"
+        elif field == "model.logit_scale_range" and value[0] > value[1]:
+            yield f"{field} = {value!r}: the lower end comes first"
+    for group in config.optim.groups:
+        if not (isinstance(group, tuple) and len(group) == 3 and isinstance(group[0], str)):
+            yield f"optim.groups: {group!r} must be (regex, learning-rate factor, weight-decay factor)"
+        elif not all(_number(v) and v >= 0 for v in group[1:]):
+            yield f"optim.groups: the factors of {group[0]!r} must be numbers of at least 0"
+
+
+def _number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _evals(config: ConfigDict) -> Iterator[str]:
+    for name, entry in config.evals.items():
+        for key in EVAL_DEFAULTS:
+            if key not in entry:
+                yield f"evals.{name}.{key} is missing: use hybridclip_jax.config.add_eval"
+    metric = config.select.metric
+    if metric and metric.split("/")[0] not in config.evals:
+        known = ", ".join(config.evals) or "none"
+        yield f"select.metric = {metric!r}: names no evaluation (known: {known})"
+    if config.evals and not metric:
+        yield "select.metric is empty: name one, e.g. " + f"{next(iter(config.evals))}/auroc/mean"
+
+
+def to_json(config: ConfigDict) -> str:
+    """The resolved config as stable text: what `config.json` and the golden files hold."""
+    return json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n"

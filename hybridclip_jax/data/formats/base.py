@@ -1,0 +1,73 @@
+"""What a reader of one on-disk dataset hands to `prepare`, which alone hashes, resizes and counts."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Callable, Iterable
+
+import PIL.Image
+
+
+class RecordError(Exception):
+    """Raised by `Study.load_image`: this record cannot be used. `reason` is counted and printed.
+
+    The reason names a kind of fault ("missing image file"), never a file, a patient or a text. `unreadable`
+    False: there was nothing to read, which the cap on unreadable images does not count.
+    """
+
+    def __init__(self, reason: str, unreadable: bool = True) -> None:
+        super().__init__(reason, unreadable)  # both, so that it survives the way back from a worker process
+        self.reason = reason
+        self.unreadable = unreadable
+
+
+@dataclasses.dataclass(frozen=True)
+class Skip:
+    """A row that the reader itself found unusable; counted and listed like any other skip."""
+
+    source_row: int
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """One image with its text, as its owners name it.
+
+    `load_image` decodes the whole image when called and raises `RecordError` (or OSError, ValueError) when it
+    cannot. It is sent to worker processes, so it must pickle: a `functools.partial` of a module's function,
+    not a lambda.
+    """
+
+    source_row: int  # 1-based data row of the source: the only locator allowed in logs
+    id: str  # raw, as are study and patient: hashed with the user's key before anything is written
+    study: str
+    patient: str
+    split: str  # "" when the source names none
+    view: str
+    text: str
+    sections: dict[str, str]  # parts of the report by name ("findings", "impression"); may be empty
+    labels: dict[str, float | None]  # 1.0, 0.0, -1.0 (uncertain, as in CheXpert), None = blank
+    load_image: Callable[[], PIL.Image.Image]
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """What a reader returns for one dataset."""
+
+    studies: Iterable[Study | Skip]  # in a fixed order; read once
+    total: int | None  # rows, where known, for the progress bar
+    labels: tuple[str, ...]  # names in the order they are stored
+    namespace: str  # patients of two stores compare only within one namespace ("csv:NAME", "phantom")
+    public_ids: bool  # True: ids hashed with a published constant key, so that everyone's store is the same
+    synthetic: bool  # True: every artefact made from it says so
+    notes: dict[str, str]  # how the source was read; printed, and kept in the manifest under "source"
+
+
+@dataclasses.dataclass(frozen=True)
+class Format:
+    """A reader: its name, the function that adds its flags (none required) and the function that reads."""
+
+    name: str
+    add_arguments: Callable[[argparse._ActionsContainer], None]
+    read: Callable[[argparse.Namespace], Source]  # raises UserError for what the user can mend

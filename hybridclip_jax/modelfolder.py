@@ -1,0 +1,135 @@
+"""Model folders: `model.safetensors` (flat names) and `model.json` (everything that must match at load)."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from hybridclip_jax.errors import UserError
+
+FORMAT_VERSION = 1
+WEIGHTS, CARD = "model.safetensors", "model.json"
+TOWERS = {
+    "dual": ("image/", "text/", "image_projection/", "text_projection/", "logit_scale"),
+    "image": ("image/",),
+    "text": ("text/", "text_projection/"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Card:
+    """What travels with the weights.
+
+    kind: dual, image or text. architecture: {"image": name, "text": name, "context", "embed_dim"} as far as held.
+    preprocessing: size, mean, std, resize. tokenizer: the tokenizer's own card. source: where the weights came from.
+    """
+
+    kind: str
+    architecture: dict[str, Any]
+    preprocessing: dict[str, Any]
+    tokenizer: dict[str, Any]
+    source: dict[str, Any]
+    licence: str
+    synthetic: bool = False
+
+
+def fingerprint(params: Mapping[str, np.ndarray]) -> str:
+    """sha256 over names, dtypes, shapes and bytes, in name order."""
+    digest = hashlib.sha256()
+    for name in sorted(params):
+        array = np.ascontiguousarray(params[name])
+        digest.update(f"{name} {array.dtype} {array.shape}\n".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+def save(folder: Path, params: Mapping[str, Any], card: Card) -> str:
+    """Writes the parameters that `card.kind` holds; the folder appears whole or not at all. Returns the fingerprint."""
+    held = {name: np.asarray(value) for name, value in params.items() if name.startswith(TOWERS[card.kind])}
+    mark = fingerprint(held)
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    save_file(held, partial / WEIGHTS)
+    body = {"format_version": FORMAT_VERSION, **dataclasses.asdict(card), "fingerprint": mark}
+    (partial / CARD).write_text(json.dumps(body, indent=2, sort_keys=True) + "\n")
+    old = folder.with_name(folder.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        os.replace(folder, old)
+    os.replace(partial, folder)
+    shutil.rmtree(old, ignore_errors=True)
+    return mark
+
+
+def load(folder: str | Path) -> tuple[dict[str, np.ndarray], Card]:
+    """(parameters, card). Raises UserError for a missing, damaged, altered or newer folder."""
+    folder = Path(folder)
+    if not (folder / CARD).is_file():
+        raise UserError(f"{folder}: not a model folder (no {CARD}); convert weights with python -m converters to-jax")
+    try:
+        body = json.loads((folder / CARD).read_text())
+        version = body.pop("format_version")
+        if version != FORMAT_VERSION:
+            raise UserError(f"{folder}/{CARD}: format version {version}, this program reads {FORMAT_VERSION}")
+        expected = body.pop("fingerprint")
+        card = Card(**body)
+        params = load_file(folder / WEIGHTS)
+    except (ValueError, KeyError, TypeError, OSError, SafetensorError) as error:
+        raise UserError(f"{folder}: damaged model folder: {error}") from error
+    if fingerprint(params) != expected:
+        raise UserError(f"{folder}/{WEIGHTS}: the weights are not those of the card (fingerprint differs)")
+    return params, card
+
+
+def tower(
+    folder: str | Path,
+    which: str,
+    targets: Mapping[str, Any],
+    *,
+    arch: str,
+    preprocessing: Mapping[str, Any],
+    tokenizer: Mapping[str, Any],
+) -> dict[str, np.ndarray]:
+    """The parameters of one tower (`image` or `text`) of a folder, checked to fill exactly those of `targets`.
+
+    Raises UserError naming both sides when the architecture, the preprocessing, the tokenizer or a shape differs.
+    """
+    params, card = load(folder)
+    if card.kind not in ("dual", which):
+        raise UserError(f"{folder}: holds a {card.kind} tower, model.{which}.weights needs {which}")
+    found = card.architecture.get(which)
+    if found != arch:
+        raise UserError(f"{folder}: architecture {found}, but model.{which}.arch = {arch}")
+    if which == "image":
+        _same(folder, "data", card.preprocessing, preprocessing, ("mean", "std"))
+    else:
+        _same(folder, "tokenizer", card.tokenizer, tokenizer, tuple(tokenizer))
+    prefixes = TOWERS[which]
+    held = {name: value for name, value in params.items() if name.startswith(prefixes)}
+    wanted = {name: value.shape for name, value in targets.items() if name.startswith(prefixes)}
+    for name in sorted(held.keys() | wanted.keys()):
+        have = held[name].shape if name in held else "nothing"
+        need = wanted.get(name, "nothing")
+        if have != need:
+            raise UserError(f"{folder}: {name} is {have} in the folder and {need} in this model")
+    return held
+
+
+def _same(
+    folder: str | Path, where: str, card: Mapping[str, Any], run: Mapping[str, Any], keys: tuple[str, ...]
+) -> None:
+    for key in keys:
+        ours = list(run[key]) if isinstance(run[key], tuple) else run[key]
+        if card.get(key) != ours:
+            raise UserError(f"{folder}: was made with {key} = {card.get(key)}, this run has {where}.{key} = {ours}")

@@ -1,0 +1,146 @@
+"""A run's folder as the report reads it: the files, checked, and the questions put to them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hybridclip_jax.errors import UserError
+from hybridclip_jax.logs import METRICS_FILE, read_metrics
+from hybridclip_jax.report.words import number
+
+SUMMARIES = ("mean", "mean5", "n_labels")  # what stands beside the labels under auroc/
+
+
+def evaluations(metrics: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
+    """The lines of each evaluation by its name, by rising step, where it measured an AUROC."""
+    found: dict[str, list[Mapping[str, Any]]] = {}
+    for line in sorted(metrics, key=lambda line: line["step"]):
+        if line["split"].startswith("eval/") and any(name.startswith("auroc/") for name in line):
+            found.setdefault(line["split"].removeprefix("eval/"), []).append(line)
+    return found
+
+
+def labels(lines: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The label names of an evaluation's lines, in the order they were written."""
+    names: dict[str, None] = {}
+    for line in lines:
+        for key in line:
+            kind, _, name = key.partition("/")
+            if kind in ("auroc", "auroc_why") and name and name not in SUMMARIES:
+                names[name] = None
+    return list(names)
+
+
+def value_or_why(line: Mapping[str, Any] | None, name: str) -> tuple[float | None, str]:
+    """An AUROC of a line, or None and the reason that there is none."""
+    if line is None:
+        return None, "not evaluated at this step"
+    value = number(line.get(f"auroc/{name}"))
+    return value, "" if value is not None else str(line.get(f"auroc_why/{name}") or "no value was logged")
+
+
+def shown_step(best: Mapping[str, Any], evals: Mapping[str, Sequence[Mapping[str, Any]]]) -> int | None:
+    """The chosen step, or where none was chosen the last evaluated one; None without any evaluation."""
+    if isinstance(best.get("step"), int):
+        return int(best["step"])
+    return max((lines[-1]["step"] for lines in evals.values()), default=None)
+
+
+def at_step(lines: Sequence[Mapping[str, Any]], step: int | None) -> Mapping[str, Any] | None:
+    return next((line for line in lines if line["step"] == step), None)
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """The files of a run's folder. `best` and `summary` are empty where the run has not written them yet."""
+
+    workdir: Path
+    config: dict[str, Any]
+    metrics: list[dict[str, Any]]
+    best: dict[str, Any]
+    summary: dict[str, Any]
+
+    @classmethod
+    def read(cls, workdir: Path) -> Run:
+        """Raises UserError where the folder holds no run, no logged step, or a damaged file."""
+        workdir = Path(workdir)
+        if not (workdir / "config.json").is_file():
+            raise UserError(f"{workdir}: not a run's folder (no config.json); give the --workdir of a run")
+        metrics = read_metrics(workdir / METRICS_FILE)
+        if not metrics:
+            raise UserError(f"{workdir / METRICS_FILE}: no step is logged yet; let the run reach its first logged step")
+        return cls(
+            workdir,
+            _object(workdir / "config.json"),
+            metrics,
+            _object(workdir / "best.json"),
+            _object(workdir / "summary.json"),
+        )
+
+    @property
+    def name(self) -> str:
+        return self.workdir.resolve().name
+
+    @property
+    def train(self) -> list[dict[str, Any]]:
+        """The training lines by rising step."""
+        return sorted((line for line in self.metrics if line["split"] == "train"), key=lambda line: line["step"])
+
+    @property
+    def reached(self) -> int:
+        """The last step that the run says it made: a killed run's summary is older than its metrics."""
+        step = self.summary.get("step")
+        return max([step if isinstance(step, int) else 0, *(line["step"] for line in self.metrics)])
+
+    @property
+    def synthetic(self) -> bool:
+        """True where any store of the run says that it holds synthetic data."""
+        return _says_synthetic(self.summary) or _says_synthetic(self.config)
+
+    @property
+    def chance_loss(self) -> float | None:
+        """ln(batch): the InfoNCE loss, in nats, of a model that cannot tell the pairs of a batch apart."""
+        batch = number(self.config.get("batch_size"))
+        return math.log(batch) if batch and batch > 0 else None
+
+    def train_values(self, name: str) -> list[float]:
+        return [value for line in self.train if (value := number(line.get(name))) is not None]
+
+    def last(self, name: str) -> float | None:
+        """The summary's value of that name, else the last logged one of training."""
+        value, values = number(self.summary.get(name)), self.train_values(name)
+        return value if value is not None or not values else values[-1]
+
+    def final_loss(self) -> float | None:
+        """Mean of the last tenth of the logged losses (at least one), for one batch's is too noisy."""
+        losses = self.train_values("loss")
+        tail = losses[-max(len(losses) // 10, 1) :]
+        return sum(tail) / len(tail) if tail else None
+
+    def at_chance(self) -> bool:
+        """True where training has ended up within 0.02 nats of the chance loss, or above it."""
+        loss, chance = self.final_loss(), self.chance_loss
+        return loss is not None and chance is not None and loss > chance - 0.02
+
+
+def _object(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON ({error}); restore it, or run the same command again") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: holds no JSON object; restore it, or run the same command again")
+    return value
+
+
+def _says_synthetic(value: object) -> bool:
+    if isinstance(value, dict):
+        return value.get("synthetic") is True or any(map(_says_synthetic, value.values()))
+    return isinstance(value, list) and any(map(_says_synthetic, value))

@@ -1,0 +1,67 @@
+"""The page's style sheet. Light and dark follow the reader's system; everything fits from 360 px up."""
+
+CSS = """
+:root { color-scheme: light dark; --paper: #ffffff; --ink: #1b1f24; --quiet: #5b6570; --rule: #d9dee4;
+  --panel: #f5f7f9; --main: #1f5fc4; --other: #9fb3cc; --second: #0f7f6b; --mark: #b3470b; --warn: #fff1dd;
+  --warn-ink: #6b3a00; --bad: #fde4e2; --bad-ink: #8a1710; }
+@media (prefers-color-scheme: dark) { :root { --paper: #14181d; --ink: #e6eaee; --quiet: #9aa5b1;
+  --rule: #333b45; --panel: #1d232a; --main: #78aaff; --other: #50637c; --second: #4fc3ab; --mark: #ffa264;
+  --warn: #3a2a10; --warn-ink: #ffd9a0; --bad: #42191a; --bad-ink: #ffb9b3; } }
+* { box-sizing: border-box; }
+body { margin: 0; background: var(--paper); color: var(--ink);
+  font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; }
+main { max-width: 1120px; margin: 0 auto; padding: 20px 16px 48px; overflow-wrap: break-word; }
+h1 { font-size: 1.5rem; line-height: 1.25; margin: 0 0 4px; }
+h2 { font-size: 1.15rem; margin: 36px 0 10px; }
+p { margin: 8px 0; max-width: 75ch; }
+.quiet, figcaption, .note { color: var(--quiet); }
+figcaption, .note { font-size: .875rem; }
+.banner { border-radius: 6px; padding: 10px 14px; margin: 14px 0; max-width: none; background: var(--warn);
+  color: var(--warn-ink); }
+.banner.bad { background: var(--bad); color: var(--bad-ink); }
+.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(165px, 1fr)); gap: 10px;
+  margin: 18px 0; }
+.tiles div { background: var(--panel); border-radius: 6px; padding: 10px 14px; }
+.tiles b { display: block; font-size: 1.35rem; line-height: 1.3; font-variant-numeric: tabular-nums; }
+.tiles span { color: var(--quiet); font-size: .875rem; }
+.charts, .beside { display: grid; gap: 24px;
+  grid-template-columns: repeat(auto-fit, minmax(min(100%, 420px), 1fr)); }
+section section { min-width: 0; }
+h3 { font-size: 1rem; margin: 0 0 4px; }
+figure { margin: 0; min-width: 0; }
+svg.chart { display: block; width: 100%; max-width: 560px; height: auto; }
+svg text { font-size: 13px; fill: var(--ink); }
+svg text.quiet { fill: var(--quiet); }
+svg .halo, svg .marked { paint-order: stroke; stroke: var(--paper); stroke-width: 4px;
+  stroke-linejoin: round; }
+svg .marked { fill: var(--mark); }
+svg .grid { stroke: var(--rule); }
+svg .axis { stroke: var(--quiet); }
+svg .reference { stroke: var(--ink); stroke-dasharray: 5 4; }
+svg .mark { stroke: var(--mark); stroke-width: 1.5; }
+svg .curve path { fill: none; stroke: var(--main); stroke-width: 2; stroke-linejoin: round; }
+svg .curve circle { fill: var(--main); }
+svg .label path { stroke: var(--other); stroke-width: 1.2; }
+svg .label circle { fill: var(--other); }
+svg .second path { stroke: var(--second); stroke-dasharray: 7 3; }
+svg .second circle { fill: var(--second); }
+svg.bar { width: 130px; height: 10px; display: block; }
+svg.bar rect { fill: var(--rule); }
+svg.bar .fill { fill: var(--main); }
+svg.bar line { stroke: var(--ink); }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; font-size: .9375rem; }
+th, td { text-align: left; vertical-align: top; padding: 5px 14px 5px 0;
+  border-bottom: 1px solid var(--rule); }
+td.long { overflow-wrap: anywhere; min-width: 7em; }
+th { font-weight: 600; }
+td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; }
+td.why { color: var(--quiet); font-size: .875rem; }
+td.bars { min-width: 140px; vertical-align: middle; }
+tr.total th, tr.total td { font-weight: 600; }
+details { margin-top: 10px; }
+summary { cursor: pointer; font-weight: 600; }
+pre { background: var(--panel); border-radius: 6px; padding: 10px 14px; white-space: pre-wrap;
+  font-size: .875rem; }
+@media (max-width: 560px) { td.bars, th.bars { display: none; } th, td { padding-right: 10px; } }
+"""

@@ -1,0 +1,391 @@
+"""The loop: build, restore, step, log, evaluate, save. One loop for every objective."""
+
+from __future__ import annotations
+
+import collections
+import json
+import math
+import platform
+import time
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from hybridclip_jax import (
+    accounting,
+    build,
+    logs,
+    modelfolder,
+    report,
+    selection,
+    sharding,
+)
+from hybridclip_jax import (
+    config as configs,
+)
+from hybridclip_jax.build import Job
+from hybridclip_jax.checkpoint import Checkpoints
+from hybridclip_jax.data.loader import Batch
+from hybridclip_jax.errors import RunStopped, StorageError, UserError
+from hybridclip_jax.state import TrainState
+
+# A step is handed to the device while this many batches behind it are already on their way.
+AHEAD = 2
+# So many steps in a row without a finite loss and gradient end the run.
+NONFINITE_LIMIT = 3
+# A mean loss this close to ln(batch) is chance: the public run of this recipe stayed at +0.005 for 25,000 steps.
+CHANCE_MARGIN = 0.04
+CHANCE_AFTER = 500
+
+
+def run(config: Any, workdir: Path, command: str) -> None:
+    """Trains `config` in `workdir`, or goes on where an earlier attempt of the same config ended.
+
+    Raises UserError before the first step, RunStopped when the run cannot go on, StorageError when the disk refuses.
+    """
+    _claim(config, workdir)
+    job = build.job(config)
+    _Run(job, workdir, command).go()
+
+
+class _Run:
+    """One attempt of one run."""
+
+    def __init__(self, job: Job, workdir: Path, command: str) -> None:
+        self.job, self.config, self.workdir, self.command = job, job.config, workdir, command
+        self.devices = list(job.mesh.devices.flat)
+        self.checkpoints = Checkpoints(workdir / "checkpoints", self.config.checkpoint.keep)
+        self.meter = accounting.Meter(
+            self.devices[0].device_kind,
+            len(self.devices),
+            self.config.compute.dtype,
+            ledger=workdir / "attempts.json",
+        )
+        self.trained = job.model.optimizer.trainable
+
+    def go(self) -> None:
+        state, start = self._restore()
+        self._announce(start)
+        self.writer = logs.MetricsWriter(self.workdir, start or None)
+        self.bar = logs.Progress(self.config.steps, "train", "step", initial=start)
+        try:
+            self._write_summary(start, finished=False)
+            if start < self.config.steps:
+                state = self._train(state, start)
+            self._finish()
+        finally:
+            self.bar.close()
+            self.writer.close()
+
+    # --- start
+
+    def _restore(self) -> tuple[TrainState, int]:
+        step = self.checkpoints.newest_verified()
+        if step is None:
+            return build.fresh_state(self.job), 0
+        state, notes = self.checkpoints.restore(step, build.restore_target(self.job))
+        if notes["train_store"] != self.job.store.fingerprint:
+            raise UserError(f"{self.job.store.spec}: changed since this run began; use another --workdir")
+        self.meter.load_state(notes["meter"])
+        return state, step
+
+    def _announce(self, start: int) -> None:
+        job, config = self.job, self.config
+        print(logs.parameter_table(job.abstract.params, self.trained.__contains__))
+        rows = [["train", job.store.spec, len(job.store), len(job.store.patient_set)]]
+        rows += [
+            [f"eval {name}", e.store.spec, len(e.store), len(e.store.patient_set)] for name, e in job.evaluators.items()
+        ]
+        print("\n" + logs.table(["data", "store", "records", "patients"], rows))
+        mesh = " x ".join(f"{name} {size}" for name, size in job.mesh.shape.items())
+        print(f"\n{len(self.devices)} x {self.devices[0].device_kind}, mesh {mesh}, {config.compute.dtype}")
+        print(self._prediction(start))
+        if job.synthetic:
+            print("synthetic data: phantoms, not patients; no figure of this run says anything about real images")
+        for warning in job.warnings:
+            print(f"warning: {warning}")
+        if start:
+            print(f"resuming at step {start:,}")
+
+    def _prediction(self, start: int) -> str:
+        widths = [self.job.stream.batch(start + i).tokens.shape[1] for i in range(3)]
+        flops = self._flops(int(np.median(widths))) * (self.config.steps - start)
+        text = f"{self.config.steps - start:,} steps to go, about {accounting.pf_days(flops):.2g} PF-days"
+        if self.meter.peak.flops:
+            hours = accounting.hours(flops, self.meter.peak.flops, len(self.devices))
+            return f"{text}, {hours:.1f} h at {accounting.ASSUMED_USE:.0%} use of the peak"
+        return f"{text}; hours unknown: {self.meter.peak.why}"
+
+    # --- the loop
+
+    def _train(self, state: TrainState, start: int) -> TrainState:
+        window = _Window()
+        pending: tuple[int, dict[str, jax.Array]] | None = None
+        batches = self._on_device(start)
+        for step in range(start + 1, self.config.steps + 1):
+            began = time.perf_counter()
+            host, batch = next(batches)
+            waited = time.perf_counter() - began
+            state, metrics = self.job.step(state, batch)
+            if pending:
+                self._refuse_nonfinite(*pending)
+            pending = (step, metrics)
+            width = host.tokens.shape[1]
+            log = step % self.config.log_every == 0 or step in (1, self.config.steps)
+            if log:
+                jax.block_until_ready(metrics["loss"])
+            seconds = time.perf_counter() - began
+            window.add(seconds, waited)
+            self.meter.add(self._flops(width), seconds)
+            if log:
+                self._refuse_nonfinite(*pending)
+                self._log(step, metrics, host, window)
+                window = _Window()
+            self._milestones(step, state)
+        return state
+
+    def _on_device(self, start: int) -> Iterator[tuple[Batch, dict[str, jax.Array]]]:
+        """Host batches with their device copies, `AHEAD` transfers under way before they are needed."""
+        queue: collections.deque[tuple[Batch, dict[str, jax.Array]]] = collections.deque()
+        for host in self.job.stream.iterate(start, self.config.steps):
+            queue.append((host, sharding.to_global({"image": host.image, "tokens": host.tokens}, self.job.mesh)))
+            if len(queue) > AHEAD:
+                yield queue.popleft()
+        yield from queue
+
+    def _refuse_nonfinite(self, step: int, metrics: dict[str, jax.Array]) -> None:
+        total, streak = (int(n) for n in metrics["nonfinite"])
+        if not streak:
+            return
+        if streak >= NONFINITE_LIMIT:
+            norms = {name: float(v) for name, v in metrics.items() if name.startswith("grad_norm/")}
+            where = ", ".join(name.split("/")[1] for name, v in norms.items() if not math.isfinite(v)) or "the loss"
+            raise RunStopped(
+                f"step {step}: {streak} steps in a row without finite loss and gradients (first seen in: {where}); "
+                f"no such update was applied. Lower optim.learning_rate, or use compute.dtype=float32"
+            )
+        self.bar.line(f"step {step}: loss or gradients not finite; update skipped ({total} so far)")
+
+    def _log(self, step: int, metrics: dict[str, jax.Array], host: Batch, window: _Window) -> None:
+        values: dict[str, float | None] = {name: float(value) for name, value in metrics.items() if name != "nonfinite"}
+        seconds = window.seconds / window.steps
+        values |= {
+            "nonfinite_steps": int(metrics["nonfinite"][0]),
+            "pairs_per_s": self.config.batch_size / seconds,
+            "step_ms": 1e3 * seconds,
+            "input_wait_ms": 1e3 * window.waited / window.steps,
+            "text_tokens": host.text_tokens,
+            "truncated": host.truncated,
+            **self.meter.window(),
+        }
+        self.writer.write(step, "train", values)
+        rate = f"{values['pairs_per_s']:.1f} pairs/s"
+        self.bar.update(step, f"loss {values['loss']:.3f}  {rate}")
+
+    def _flops(self, text_width: int) -> int:
+        spec = self.job.model.spec
+        return accounting.step_flops(
+            spec.image_arch,
+            spec.text_arch,
+            embed_dim=spec.embed_dim,
+            image_size=self.config.data.image_size,
+            text_tokens=text_width,
+            batch_size=self.config.batch_size,
+            trainable=self.trained.__contains__,
+        ).total
+
+    # --- evaluation, choice, checkpoint
+
+    def _milestones(self, step: int, state: TrainState) -> None:
+        last = step == self.config.steps
+        if self.job.evaluators and (last or step % self.config.eval_every == 0):
+            self._evaluate(step, state)
+            self._choose(step, state)
+        if step % self.config.eval_every == 0:
+            self._watch_chance(step)
+        if last or step % self.config.checkpoint.every == 0:
+            self._save(step, state)
+
+    def _evaluate(self, step: int, state: TrainState) -> None:
+        began = time.perf_counter()
+        for name, evaluator in self.job.evaluators.items():
+            started = time.perf_counter()
+            values = evaluator.run(self.job.encode, state.params)
+            self.writer.write(step, f"eval/{name}", {**values, "eval_s": time.perf_counter() - started})
+            mean = values.get("auroc/mean")
+            self.bar.line(f"step {step:,}  {name}  mean AUROC {'undefined' if mean is None else f'{mean:.4f}'}")
+        self.meter.add_eval(self._eval_flops(), time.perf_counter() - began)
+
+    def _eval_flops(self) -> int:
+        """Of one evaluation as run: whole batches, each store's images once, each evaluator's prompts."""
+        spec, batch = self.job.model.spec, self.config.batch_size
+        evaluators = self.job.evaluators.values()
+        images = sum(
+            _whole_batches(len(store), batch) for store in {e.store.spec: e.store for e in evaluators}.values()
+        )
+        total = accounting.image_flops(
+            spec.image_arch, embed_dim=spec.embed_dim, image_size=self.config.data.image_size, images=images
+        )
+        for evaluator in evaluators:
+            prompts, width = evaluator.ids_PxT.shape
+            total += accounting.text_flops(
+                spec.text_arch,
+                embed_dim=spec.embed_dim,
+                text_tokens=width,
+                texts=_whole_batches(prompts, batch),
+            )
+        return total
+
+    def _choose(self, step: int, state: TrainState) -> None:
+        metric = self.config.select.metric
+        lines = logs.read_metrics(self.workdir / logs.METRICS_FILE)
+        best = selection.choose(selection.history(lines, metric), metric, self.config.select.mode)
+        if best is None:
+            return
+        if best["step"] == step:
+            modelfolder.save(self.workdir / "best", jax.device_get(state.params), build.card(self.job))
+        _write_json(self.workdir / "best.json", {**best, "synthetic": self.job.synthetic})
+
+    def _watch_chance(self, step: int) -> None:
+        chance = math.log(self.config.batch_size)
+        lines = logs.read_metrics(self.workdir / logs.METRICS_FILE)
+        recent = [
+            line["loss"]
+            for line in lines
+            if line["split"] == "train" and step - CHANCE_AFTER < line["step"] <= step and line["loss"] is not None
+        ]
+        if step < CHANCE_AFTER or not recent or np.mean(recent) < chance - CHANCE_MARGIN:
+            return
+        text = (
+            f"step {step:,}: the mean loss of the last {CHANCE_AFTER} steps, {np.mean(recent):.3f}, is at chance "
+            f"(ln {self.config.batch_size} = {chance:.3f}): the model is learning nothing yet"
+        )
+        if self.config.watchdog.at_chance == "stop":
+            raise RunStopped(f"{text}; watchdog.at_chance = stop")
+        self.bar.line(f"warning: {text}")
+
+    def _save(self, step: int, state: TrainState) -> None:
+        notes = {"train_store": self.job.store.fingerprint, "meter": self.meter.state_dict()}
+        self.checkpoints.save(step, state, notes)
+        self._write_summary(step, finished=step == self.config.steps)
+
+    # --- end
+
+    def _write_summary(self, step: int, *, finished: bool) -> None:
+        lines = logs.read_metrics(self.workdir / logs.METRICS_FILE) if step else []
+        rates = [line["pairs_per_s"] for line in lines if line["split"] == "train" and line.get("pairs_per_s")]
+        summary = {
+            "step": step,
+            "steps": self.config.steps,
+            "finished": finished,
+            "wall_s": lines[-1]["wall_s"] if lines else 0.0,
+            "pairs_per_s": float(np.median(rates)) if rates else None,
+            **self.meter.summary(),
+            "parameters": self._counts(),
+            "devices": {
+                "kind": self.devices[0].device_kind,
+                "count": len(self.devices),
+                "mesh": dict(self.job.mesh.shape),
+            },
+            "data": {
+                "train": _describe(self.job.store),
+                "evals": {name: _describe(e.store) for name, e in self.job.evaluators.items()},
+            },
+            "versions": {"python": platform.python_version(), **_versions()},
+            "command": self.command,
+            "synthetic": self.job.synthetic,
+            "best": _read_json(self.workdir / "best.json"),
+        }
+        _write_json(self.workdir / "summary.json", summary)
+
+    def _counts(self) -> dict[str, dict[str, int]]:
+        counts: dict[str, dict[str, int]] = {}
+        for name, leaf in self.job.abstract.params.items():
+            tower = counts.setdefault(name.split("/")[0], {"count": 0, "trainable": 0})
+            tower["count"] += math.prod(leaf.shape)
+            tower["trainable"] += math.prod(leaf.shape) * (name in self.trained)
+        return counts
+
+    def _finish(self) -> None:
+        self.bar.close()
+        report.render(self.workdir)
+        lines = logs.read_metrics(self.workdir / logs.METRICS_FILE)
+        best = _read_json(self.workdir / "best.json")
+        print("\n" + report.end_table(best or {}, lines, self.workdir))
+
+
+class _Window:
+    """Training time since the last logged line: wall seconds, seconds waited for input, steps."""
+
+    def __init__(self) -> None:
+        self.seconds = self.waited = 0.0
+        self.steps = 0
+
+    def add(self, seconds: float, waited: float) -> None:
+        self.seconds, self.waited, self.steps = self.seconds + seconds, self.waited + waited, self.steps + 1
+
+
+def _whole_batches(rows: int, batch: int) -> int:
+    return math.ceil(rows / batch) * batch
+
+
+def _describe(store: Any) -> dict[str, Any]:
+    return {
+        "spec": store.spec,
+        "records": len(store),
+        "patients": len(store.patient_set),
+        "synthetic": store.synthetic,
+        "fingerprint": store.fingerprint,
+    }
+
+
+def _versions() -> dict[str, str]:
+    names = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "pillow")
+    return {name: metadata.version(name) for name in names}
+
+
+def _claim(config: Any, workdir: Path) -> None:
+    """Notes the resolved config in `workdir`; refuses a folder that holds a run of another config.
+
+    The mesh may differ between attempts: a run may move to other devices.
+    """
+    path, text = workdir / "config.json", configs.to_json(config)
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            path.write_text(text)
+            return
+        earlier = _flat(json.loads(path.read_text()))
+    except OSError as error:
+        raise StorageError(f"{path}: {error.strerror}") from error
+    except ValueError as error:
+        raise UserError(f"{path}: damaged ({error}); use another --workdir") from error
+    now = _flat(json.loads(text))
+    changed = [k for k in sorted(earlier.keys() | now.keys()) if earlier.get(k) != now.get(k)]
+    changed = [field for field in changed if not field.startswith("mesh.")]
+    if changed:
+        field = changed[0]
+        raise UserError(
+            f"{workdir} holds a run with {field} = {earlier.get(field)!r}, this config has {now.get(field)!r}"
+            f"{f' (and {len(changed) - 1} more differ)' if len(changed) > 1 else ''}; use another --workdir"
+        )
+
+
+def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(node, dict):
+        return {prefix[:-1]: node}
+    return {k: v for key, value in node.items() for k, v in _flat(value, f"{prefix}{key}.").items()}
+
+
+def _read_json(path: Path) -> Any:
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def _write_json(path: Path, body: Any) -> None:
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(body, indent=2) + "\n")
+    partial.replace(path)

@@ -1,0 +1,30 @@
+#!/usr/bin/env bash
+# Every check of the project: ruff, formatting, mypy, pytest. Makes its own virtual environment; see launch/venv.sh.
+#
+#   bash launch/test.sh [--slow] [pytest arguments...]
+#
+# --slow also runs the tests marked slow. Exits with 1 when any check fails, after running all of them.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source launch/venv.sh
+
+which_tests=(-m "not slow")
+arguments=()
+for argument in "$@"; do
+  if [[ "$argument" == --slow ]]; then which_tests=(); else arguments+=("$argument"); fi
+done
+
+use_python "[dev]"
+failed=()
+check() {
+  echo "== $1"
+  "$PYTHON" -m "${@:2}" || failed+=("$1")
+}
+check "ruff" ruff check .
+check "formatting" ruff format --check .
+check "mypy" mypy
+check "pytest" pytest ${which_tests[@]+"${which_tests[@]}"} ${arguments[@]+"${arguments[@]}"}
+if ((${#failed[@]})); then
+  echo "failed: ${failed[*]}" >&2
+  exit 1
+fi

@@ -1,0 +1,555 @@
+"""`hybridclip prepare` on real files: what is found, kept, skipped and refused, and what never leaks."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pyarrow.parquet as pq
+import pytest
+
+from hybridclip_jax.commands import prepare as command
+from hybridclip_jax.data import workers
+from hybridclip_jax.data.formats import FORMATS
+from hybridclip_jax.data.splits import parse_shares
+from hybridclip_jax.data.store import Store, check_comparable, patient_overlap
+from hybridclip_jax.data.tokenizer import Tokenizer
+from hybridclip_jax.errors import UserError, run_or_exit
+
+ROOT = Path(__file__).parents[1]
+
+
+def prepare(*arguments: object) -> int:
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    args = parser.parse_args([str(value) for value in arguments])
+    return run_or_exit(lambda: command.run(args))
+
+
+def prepare_csv(source: Path, out: Path, *arguments: object) -> int:
+    return prepare("--format", "csv", "--source", source, "--out", out, *arguments)
+
+
+def image(path: Path, seed: int = 0, side: int = 24) -> str:
+    values = np.random.default_rng(seed).integers(0, 255, (side, side), dtype=np.uint8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    PIL.Image.fromarray(values).save(path)
+    return path.name
+
+
+def table(path: Path, rows: Sequence[Mapping[str, object]], delimiter: str = ",", encoding: str = "utf-8") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="", encoding=encoding) as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]), delimiter=delimiter)
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+def simple(folder: Path, count: int = 4, **columns: Sequence[object]) -> Path:
+    """A table of `count` sound rows with the images beside it and any further columns."""
+    rows: list[dict[str, object]] = [
+        {"image": image(folder / f"i{n}.png", n), "text": f"No edema. Report {n}."} for n in range(count)
+    ]
+    for name, values in columns.items():
+        for row, value in zip(rows, values, strict=True):
+            row[name] = value
+    return table(folder / "table.csv", rows)
+
+
+def error_line(capsys: pytest.CaptureFixture[str]) -> str:
+    err = capsys.readouterr().err
+    assert re.fullmatch(r"error: [^\n]+\n", err), err
+    return err
+
+
+def contents(store: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(store.iterdir())}
+
+
+# --- what is found ---
+
+
+def test_columns_are_found_listed_and_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [
+        {
+            "Path": image(tmp_path / "d" / "x" / f"{n}.png", n),
+            "Report": f"Line one {n}.\nLine two, „quoted“.",
+            "Subject_ID": f"P{n // 2}",
+            "study_id": "s1",
+            "ViewPosition": "AP",
+            "Split": "train" if n < 4 else "val",
+            "Findings": f"F{n}",
+            "Edema": ("1", "0", "-1.0", "", "1.0", "0.0")[n],
+            "Age": 50 + n,
+            "Blank": "",
+        }
+        for n in range(6)
+    ]
+    source = table(tmp_path / "d" / "t.csv", rows, encoding="utf-8-sig")
+    assert prepare_csv(source, tmp_path / "s", "--images", tmp_path / "d" / "x") == 0
+    out = capsys.readouterr().out
+    assert "image: column 'Path'" in out
+    assert "labels: found: Edema" in out
+    assert "columns not used: Age, Blank" in out
+    store = Store.open(f"{tmp_path / 's'}:train")
+    assert store.texts == [row["Report"] for row in rows[:4]]
+    assert store.views == ["AP"] * 4
+    assert store.sections == {"findings": ["F0", "F1", "F2", "F3"]}
+    assert store.n_tokens.tolist() == [len(Tokenizer().encode(text)) + 2 for text in store.texts]
+    np.testing.assert_array_equal(store.labels["Edema"], np.array([1, 0, np.nan, np.nan], np.float32))
+    assert len(set(store.ids)) == 4
+    assert len(set(store.patients)) == 2
+    assert len(set(store.studies)) == 2  # both patients have a study "s1": two studies
+    assert store.manifest["source"]["notes"]["patient"] == "column 'Subject_ID'"
+    assert store.manifest["ids"]["namespace"] == "csv:d"
+    assert store.manifest["preprocessing"]["resize"] == "pad"
+    store.verify()
+    expected = np.asarray(
+        PIL.Image.open(tmp_path / "d" / "x" / "2.png").resize((320, 320), PIL.Image.Resampling.BICUBIC)
+    )
+    np.testing.assert_array_equal(store.image(2)[..., 0], expected)
+
+
+def test_every_table_kind_gives_the_same_store(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    rows = [
+        {
+            "image": image(data / "i" / f"{n}.png", n),
+            "text": f'A "quoted", {n}\tcell',
+            "Edema": n % 2,
+            "patient": f"p{n}",
+        }
+        for n in range(3)
+    ]
+    table(data / "a" / "t.csv", rows)
+    table(data / "b" / "t.tsv", rows, delimiter="\t")
+    table(data / "c" / "t.csv", rows, delimiter="\t", encoding="utf-8-sig")  # as open_clip writes them
+    (data / "d").mkdir()
+    lines = [json.dumps({**row, "Edema": bool(row["Edema"])}) for row in rows]
+    (data / "d" / "t.jsonl").write_text("\n".join(lines) + "\n\n")
+    for name in "abcd":
+        options = ("--images", data / "i", "--namespace", "same")
+        assert prepare_csv(data / name, tmp_path / name, *options) == 0
+    first = contents(tmp_path / "a")
+    assert all(contents(tmp_path / name) == first for name in "bcd")
+
+
+def test_labels_named_by_flag_and_none(tmp_path: Path) -> None:
+    source = simple(tmp_path, 3, A=[1, 0, ""], B=["0", "-1", "1"])
+    assert prepare_csv(source, tmp_path / "s", "--label-columns", "B", "--uncertain", "one") == 0
+    store = Store.open(str(tmp_path / "s"))
+    assert store.label_names == ("B",)
+    assert store.labels["B"].tolist() == [0, 1, 1]
+    assert "A" in store.manifest["source"]["notes"]["columns not used"]
+    assert prepare_csv(source, tmp_path / "none", "--label-columns", "") == 0
+    assert Store.open(str(tmp_path / "none")).label_names == ()
+    assert prepare_csv(source, tmp_path / "negative", "--blank", "negative") == 0
+    assert Store.open(str(tmp_path / "negative")).labels["A"].tolist() == [1, 0, 0]
+
+
+def test_without_a_patient_column_each_image_is_one_and_it_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert prepare_csv(simple(tmp_path, 3), tmp_path / "s") == 0
+    said = "no column: each image counts as its own patient"
+    assert f"patient: {said}" in capsys.readouterr().out
+    store = Store.open(str(tmp_path / "s"))
+    assert store.manifest["source"]["notes"]["patient"] == said
+    assert len(set(store.patients)) == 3
+    assert store.split == "all"
+
+
+def test_two_tables_of_one_folder_compare_by_patient(tmp_path: Path) -> None:
+    rows = [{"image": image(tmp_path / f"{n}.png", n), "text": "t", "patient": f"p{n % 4}"} for n in range(6)]
+    table(tmp_path / "train.csv", rows[:4])
+    table(tmp_path / "val.csv", rows[4:])
+    for name in ("train", "val"):
+        assert prepare_csv(tmp_path / f"{name}.csv", tmp_path / name, "--split", name) == 0
+    a, b = Store.open(str(tmp_path / "train")), Store.open(str(tmp_path / "val"))
+    assert (a.split, b.split) == ("train", "val")
+    assert check_comparable(a, b) == "comparable"
+    assert patient_overlap(a, b) == 2
+
+
+# --- what is left out ---
+
+
+def test_every_row_is_kept_or_skipped_for_a_listed_reason(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = tmp_path / "data"
+    rows = [{"image": image(data / f"{n}.png", n), "text": f"Report {n}"} for n in range(4)]
+    (data / "empty.png").write_bytes(b"")
+    (data / "page.png").write_text("<html>")
+    noise = np.random.default_rng(0).integers(0, 255, (64, 64), dtype=np.uint8)
+    PIL.Image.fromarray(noise).save(data / "cut.jpg")
+    (data / "cut.jpg").write_bytes((data / "cut.jpg").read_bytes()[:900])
+    PIL.Image.new("1", (9000, 9000)).save(data / "huge.png")
+    (data / "folder.png").mkdir()
+    hole = np.full((8, 8), np.nan, np.float32)
+    PIL.Image.fromarray(hole).save(data / "nan.tiff")
+    rows += [
+        {"image": "none.png", "text": "x"},
+        {"image": "empty.png", "text": "x"},
+        {"image": "page.png", "text": "x"},
+        {"image": "cut.jpg", "text": "x"},
+        {"image": "huge.png", "text": "x"},
+        {"image": "folder.png", "text": "x"},
+        {"image": "nan.tiff", "text": "x"},
+        {"image": image(data / "blank.png"), "text": " \n"},
+        rows[1],
+    ]
+    expected = {
+        5: "missing image file",
+        6: "empty image file",
+        7: "not an image of a known type",
+        8: "truncated or damaged image",
+        9: "image larger than 64 megapixels",
+        10: "a folder where an image file should be",
+        11: "pixel values that are not finite",
+        12: "empty text",
+        13: "duplicate row",
+    }
+    assert prepare_csv(table(data / "t.csv", rows), tmp_path / "s") == 0
+    lines = (tmp_path / "s" / "skipped.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == [{"row": row, "reason": why} for row, why in expected.items()]
+    out = capsys.readouterr().out
+    for row, why in expected.items():
+        assert re.search(rf"skipped: {why} +1 +{row}\n", out + "\n")
+    assert re.search(r"read +13\n", out)
+    assert re.search(r"kept +4\n", out)
+    store = Store.open(str(tmp_path / "s"))
+    assert store.source_rows.tolist() == [1, 2, 3, 4]
+    facts = store.manifest["source"]
+    assert facts["read"] == facts["kept"] + sum(facts["skipped"].values()) == 13
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """200 sound rows."""
+    return simple(tmp_path_factory.mktemp("many"), 200, patient=[f"p{n % 50}" for n in range(200)])
+
+
+def first_rows(many: Path, rows: int) -> Path:
+    """The same table cut after `rows` rows, beside the same images."""
+    path = many.with_name(f"first{rows}.csv")
+    path.write_text("\n".join(many.read_text().splitlines()[: rows + 1]) + "\n")
+    return path
+
+
+def with_faults(many: Path, folder: Path, unreadable: int, missing: int = 0, rows: int = 200) -> Path:
+    folder.mkdir()
+    (folder / "table.csv").write_text(first_rows(many, rows).read_text())
+    for n in range(rows):
+        if n < unreadable:
+            (folder / f"i{n}.png").write_text("no image")
+        elif n >= unreadable + missing:
+            os.link(many.parent / f"i{n}.png", folder / f"i{n}.png")
+    return folder
+
+
+def test_too_many_unreadable_images_end_the_run(many: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = with_faults(many, tmp_path / "d", unreadable=3)
+    assert prepare_csv(source, tmp_path / "s") == 2
+    line = error_line(capsys)
+    assert "3 images of the first 3 of 200 cannot be read, above --max-skipped 0.01 of 200 rows (rows 1, 2, 3)" in line
+    assert sorted(os.listdir(tmp_path)) == ["d"]
+    assert prepare_csv(source, tmp_path / "s", "--max-skipped", "0.015") == 0
+    assert len(Store.open(str(tmp_path / "s"))) == 197
+
+
+def test_the_cap_leaves_missing_files_and_small_tables_alone(many: Path, tmp_path: Path) -> None:
+    assert prepare_csv(with_faults(many, tmp_path / "a", unreadable=2, missing=150), tmp_path / "sa") == 0
+    assert len(Store.open(str(tmp_path / "sa"))) == 48
+    assert prepare_csv(with_faults(many, tmp_path / "b", unreadable=190, rows=199), tmp_path / "sb") == 0
+    assert len(Store.open(str(tmp_path / "sb"))) == 9
+
+
+# --- splits ---
+
+
+def test_split_by_patient_is_a_function_of_the_patient_alone(many: Path, tmp_path: Path) -> None:
+    shares = ("--split-by-patient", "train=0.6,val=0.2,test=0.2")
+    some = first_rows(many, 60)
+    assert prepare_csv(some, tmp_path / "whole", *shares) == 0
+    table_all = pq.read_table(tmp_path / "whole" / "table.parquet")
+    split_of: dict[str, str] = {}
+    for patient, split in zip(table_all["patient"].to_pylist(), table_all["split"].to_pylist(), strict=True):
+        assert split_of.setdefault(patient, split) == split
+    assert sorted(set(split_of.values())) == ["test", "train", "val"]
+    assert 20 <= sum(split == "train" for split in split_of.values()) <= 40
+    # Half of the rows, in another order: nobody moves.
+    lines = some.read_text().splitlines()
+    (many.parent / "half.csv").write_text("\n".join([lines[0], *reversed(lines[1:31])]) + "\n")
+    assert prepare_csv(many.parent / "half.csv", tmp_path / "half", *shares) == 0
+    table_half = pq.read_table(tmp_path / "half" / "table.parquet")
+    pairs = zip(table_half["patient"].to_pylist(), table_half["split"].to_pylist(), strict=True)
+    assert all(split_of[patient] == split for patient, split in pairs)
+
+
+@pytest.mark.parametrize(
+    "text", ["train", "train=0.5,val=0.4", "train=x", "train=1,train=0", "=1", "a b=1", "a=2,b=-1", ""]
+)
+def test_bad_shares_are_refused(text: str) -> None:
+    with pytest.raises(UserError, match="--split-by-patient"):
+        parse_shares(text)
+    assert parse_shares(" train=0.9, val=0.1") == {"train": 0.9, "val": 0.1}
+
+
+# --- privacy, determinism, synthetic data ---
+
+
+def test_no_raw_id_or_file_name_leaves_the_source(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    canaries = ("JaneDoe4711", "Acc0815x", "scan-of-jane", "CanaryText42", "Ward17")
+    rows = [
+        {
+            "image": image(tmp_path / "d" / f"scan-of-jane-{n}.png", n),
+            "text": "CanaryText42",
+            "patient": f"JaneDoe4711-{n}",
+            "study": f"Acc0815x-{n}",
+            "remark": "Ward17",
+        }
+        for n in range(3)
+    ]
+    rows.append({**rows[0], "image": "scan-of-jane-gone.png"})
+    (tmp_path / "d" / "scan-of-jane-bad.png").write_text("x")
+    rows.append({**rows[1], "image": "scan-of-jane-bad.png"})
+    assert prepare_csv(table(tmp_path / "d" / "t.csv", rows), tmp_path / "s") == 0
+    stored = b"".join(contents(tmp_path / "s").values())
+    for column in pq.read_table(tmp_path / "s" / "table.parquet").to_pydict().values():
+        stored += repr(column).encode()  # the file itself is compressed
+    said = "".join(capsys.readouterr())
+    for canary in canaries:
+        assert canary not in said
+        if canary != "CanaryText42":  # a store is for the texts
+            assert canary.encode() not in stored
+
+    # Nor do complaints repeat what is in a cell.
+    faults: list[list[dict[str, object]]] = [
+        [rows[0], {**rows[0], "text": "CanaryText42 other"}],
+        [rows[0], {**rows[1], "image": " "}],
+    ]
+    for n, faulty in enumerate(faults):
+        assert prepare_csv(table(tmp_path / "d" / f"f{n}.csv", faulty), tmp_path / "f") == 2
+        line = error_line(capsys)
+        assert not any(canary in line for canary in canaries)
+    flags = (("--split-column", "patient"), ("--view-column", "image"), ("--label-columns", "remark"))
+    for flag in flags:
+        assert prepare_csv(tmp_path / "d" / "t.csv", tmp_path / "f", *flag) == 2
+        line = error_line(capsys)
+        assert not any(canary in line for canary in canaries)
+
+
+def test_equal_input_gives_equal_bytes_on_any_number_of_cores(
+    many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, cores in (("one", {0}), ("two", {0, 1})):
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _, cores=cores: cores)
+        assert prepare_csv(first_rows(many, 80), tmp_path / name) == 0
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+    monkeypatch.setenv("HYBRIDCLIP_PATIENT_KEY", "another")
+    assert prepare_csv(first_rows(many, 20), tmp_path / "key") == 0
+    one, key = Store.open(str(tmp_path / "one")), Store.open(str(tmp_path / "key"))
+    assert not set(one.ids + one.studies + one.patients) & set(key.ids + key.studies + key.patients)
+    with pytest.raises(UserError, match="different patient keys"):
+        check_comparable(one, key)
+
+
+def test_phantoms_say_that_they_are_synthetic(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a", "b"):
+        monkeypatch.setenv("HYBRIDCLIP_PATIENT_KEY", name)  # phantoms have no patients: their key is public
+        assert prepare("--format", "phantom", "--count", 12, "--out", tmp_path / name) == 0
+    out = capsys.readouterr().out
+    assert "synthetic data: no image" in out
+    assert "synthetic store:" in out
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+    assert "synthetic" in (tmp_path / "a" / "SYNTHETIC.txt").read_text()
+    assert pq.read_schema(tmp_path / "a" / "table.parquet").metadata[b"synthetic"] == b"true"
+    splits = json.loads((tmp_path / "a" / "manifest.json").read_text())["splits"]
+    assert Store.open(f"{tmp_path / 'a'}:{next(iter(splits))}").synthetic
+
+
+# --- killed in the middle ---
+
+CALL = """
+import argparse, sys
+from hybridclip_jax.commands import prepare
+parser = argparse.ArgumentParser()
+prepare.add_arguments(parser)
+prepare.run(parser.parse_args(sys.argv[1:]))
+"""
+
+
+def test_kill_9_leaves_no_store_and_the_rerun_is_undisturbed(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (700, 700), dtype=np.uint8)
+    PIL.Image.fromarray(noise).save(tmp_path / "0.png")
+    for n in range(1, 160):
+        os.link(tmp_path / "0.png", tmp_path / f"{n}.png")
+    source = table(tmp_path / "t.csv", [{"image": f"{n}.png", "text": f"Report {n}"} for n in range(160)])
+    out = tmp_path / "s"
+    arguments = [sys.executable, "-c", CALL, "--format", "csv", "--source", str(source), "--out", str(out)]
+    process = subprocess.Popen(arguments, cwd=ROOT, start_new_session=True, stdout=subprocess.DEVNULL)
+    images = tmp_path / "s.partial" / "images-00000.npy"
+    deadline = time.monotonic() + 60
+    while not (images.exists() and images.stat().st_size > 10 * 320 * 320):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    with pytest.raises(UserError, match="no such store"):
+        Store.open(str(out))
+    with pytest.raises(UserError, match="is not a store"):
+        Store.open(str(out) + ".partial")
+    # The workers are the rest of its process group: they must not wait for their next task forever.
+    while any_in_group(process.pid):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert prepare_csv(source, out) == 0
+    assert prepare_csv(source, tmp_path / "undisturbed") == 0
+    assert contents(out) == contents(tmp_path / "undisturbed")
+    assert not list(tmp_path.glob("*.partial"))
+    assert not list(tmp_path.glob("*.lock"))
+
+
+def any_in_group(group: int) -> bool:
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            fields = (folder / "stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(fields[2]) == group and fields[0] != "Z":
+            return True
+    return False
+
+
+# --- what is refused ---
+
+# File name and content of a table beside the images a.png and b.png, further arguments, what the line says.
+FAULTS: list[tuple[str, str | bytes, str, str]] = [
+    ("empty.csv", "", "", "empty.csv is empty: it has no data rows"),
+    ("header.csv", "image,text\n", "", "header.csv is empty"),
+    ("blank.jsonl", "\n \n", "", "blank.jsonl is empty"),
+    ("latin.csv", b'image,text\na.png,"x\ny"\nb.png,\xdcber\n', "", "latin.csv row 2 is not UTF-8"),
+    ("bom.csv", b"\xef\xbb\xbfimage,text\n\xff.png,x\n", "", "bom.csv row 1 is not UTF-8"),
+    ("head.csv", b"image,t\xe9xt\na,b\n", "", "head.csv the header is not UTF-8"),
+    ("latin.jsonl", b'{"image":"a"}\n{"text":"\xe9"}\n', "", "latin.jsonl row 2 is not UTF-8"),
+    ("utf16.csv", "image,text\na,b\n".encode("utf-16"), "", "is UTF-16, not UTF-8"),
+    ("short.csv", "image,text\na.png,x\nb.png\n", "", "row 2 has 1 fields where the header has 2"),
+    ("long.csv", "image,text\na.png,x,y\n", "", "row 1 has 3 fields where the header has 2"),
+    ("quote.csv", 'image,text\na.png,"' + "x" * 200_000, "", "row 1: .*is a quote left open"),
+    ("twice.csv", "image,text,text\na,b,c\n", "", "names column 'text' twice"),
+    ("no.jsonl", '{"image": "a.png"}\nxx\n', "", r"no.jsonl row 2 \(line 2\) is not JSON"),
+    ("array.jsonl", "[1]\n", "", "is not a JSON object"),
+    ("list.jsonl", '{"image": ["a"], "text": "x"}\n', "", "row 1: 'image' is a list"),
+    ("half.jsonl", '{"image": "a", "text": "\\ud800"}\n', "", "row 1 holds half a character"),
+    ("foo.csv", "foo,text\na,b\n", "", "no column found for the image: .* It has 'foo', 'text'"),
+    ("two.csv", "image,text,report\na,b,c\n", "", "columns 'text', 'report' could each be the text"),
+    (
+        "c.csv",
+        "image,text\na,b\n",
+        "--text-column Text",
+        r"no column 'Text' \(--text-column\). It has 'image'",
+    ),
+    ("c.csv", "image,text\na,b\n", "--label-columns x", r"no column 'x' \(--label-columns\)"),
+    ("c.csv", "image,text\na,b\n", "--label-columns text", "already serves as something else"),
+    ("c.csv", "image,text\na,b\n", "--split-column text", "cannot be both the text and the split"),
+    (
+        "l.csv",
+        "image,text,L\na,b,1\nc,d,2\n",
+        "--label-columns L",
+        "l.csv row 2: label column 'L' holds something",
+    ),
+    ("l.csv", "image,text,L,L2\na,b,1,0\n", "--label-columns L,L", "names 'L' twice"),
+    ("i.csv", "image,text\na.png,b\n ,d\n", "", r"i.csv row 2: no image named in column 'image' \(1 such"),
+    ("d.csv", "image,text\na.png,b\na.png,d\n", "", "rows 1 and 2 name the same image with different text"),
+    (
+        "p.csv",
+        "image,text,patient,split\na,x,p,s\nb,y,p,t\n",
+        "",
+        "1 of 1 patients are in more than one split",
+    ),
+    ("s.csv", "image,text,split\na,x,s\nb,y,\n", "", r"row 2 names no split while others do \(1 such rows\)"),
+    ("o.csv", "image,text,split\na,x,s t\n", "", "row 1: a split's name is made of letters"),
+    ("m.csv", "image,text,split\n" + "".join(f"{n},x,s{n}\n" for n in range(30)), "", "30 different splits"),
+    ("n.csv", "image,text,n_tokens\na.png,b,1\n", "", "label or section 'n_tokens'"),
+    ("z.csv", "image,text\nq.png,b\n", "", r"none of the 1 rows could be kept \(missing image file 1\)"),
+    ("g.csv", "image,text\na.png,b\n", "--split a:b", "--split: a split's name is made of letters"),
+    ("g.csv", "image,text\na.png,b\n", "--split-by-patient a=0.5", "the shares add up to 0.5, not 1"),
+    ("g.csv", "image,text\na.png,b\n", "--max-skipped 2", "--max-skipped 2 is not a share"),
+    ("g.csv", "image,text\na.png,b\n", "--images none", "none: no such folder for --images"),
+    (
+        "g.csv",
+        "image,text\na.png,b\n",
+        "--count 3",
+        "--count belongs to --format phantom, not to --format csv",
+    ),
+]
+
+
+def test_each_fault_is_one_line_and_exit_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "data"
+    image(folder / "a.png", 1)
+    image(folder / "b.png", 2)
+    for name, content, flags, expected in FAULTS:
+        (folder / name).write_bytes(content.encode() if isinstance(content, str) else content)
+        assert prepare_csv(folder / name, tmp_path / "s", *flags.split()) == 2, (name, flags)
+        assert re.search(expected, error_line(capsys)), (name, flags)
+        assert os.listdir(tmp_path) == ["data"], (name, flags)
+
+
+def test_a_source_that_is_no_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "s"
+    assert prepare("--format", "csv", "--out", out) == 2
+    assert "--format csv needs --source TABLE" in error_line(capsys)
+    assert prepare_csv(tmp_path / "none.csv", out) == 2
+    assert "none.csv: no such table; give --source a CSV" in error_line(capsys)
+    (tmp_path / "no").mkdir()
+    assert prepare_csv(tmp_path / "no", out) == 2
+    assert "holds no table" in error_line(capsys)
+    for name in ("a.csv", "b.tsv"):
+        (tmp_path / "no" / name).touch()
+    assert prepare_csv(tmp_path / "no", out) == 2
+    assert "holds 2 tables (a.csv, b.tsv): give --source one of them" in error_line(capsys)
+
+
+def test_phantoms_take_no_source(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert prepare("--format", "phantom", "--source", tmp_path, "--out", tmp_path / "s") == 2
+    assert "--source: --format phantom makes its own data" in error_line(capsys)
+
+
+def test_several_splits_and_none_named(tmp_path: Path) -> None:
+    assert prepare_csv(simple(tmp_path, 4, split=["a", "a", "b", "b"]), tmp_path / "s") == 0
+    with pytest.raises(UserError, match=r"several splits: name one as .*:SPLIT. It has a \(2\), b \(2\)"):
+        Store.open(str(tmp_path / "s"))
+
+
+def test_help_shows_every_format_and_its_flags() -> None:
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    text = parser.format_help()
+    for name in FORMATS:
+        assert f"--format {name}:" in text
+    assert command.EXAMPLE.startswith("hybridclip prepare --format csv")
+
+
+def test_a_dead_worker_is_told(many: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tasks = [(_die, "text")] * 100
+    with pytest.raises(workers.RunStopped, match="a worker process died"):
+        list(workers.decode_all(tasks, channels=1, resize="pad", workers=2))
+
+
+def _die() -> PIL.Image.Image:
+    os._exit(1)

@@ -1,0 +1,348 @@
+"""The page and the closing table: true to the files, escaped, whole at phone and desktop widths."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import re
+import shutil
+import subprocess
+from html import escape
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hybridclip_jax.commands import report as command
+from hybridclip_jax.errors import UserError, run_or_exit
+from hybridclip_jax.logs import MetricsWriter, read_metrics
+from hybridclip_jax.report import end_table, render
+from hybridclip_jax.report.charts import Series, line_chart, thin, ticks
+
+CHANCE = math.log(64)
+LABELS = ("cardiomegaly", "pleural effusion left", "nodule")
+WHY = "no positive image among the 40 that are known"
+NASTY = "<script>alert('x')</script>&\"<img src=http://evil.example/a.png onerror=alert(1)>"
+
+
+def make_run(
+    workdir: Path, *, loss: float = 3.0, label: str = LABELS[0], finished: bool = True, synthetic: bool = True
+) -> Path:
+    """A run of 40 steps with two evaluations every 10, whose effusion label is undefined."""
+    workdir.mkdir(parents=True)
+    config: dict[str, Any] = {
+        "steps": 40,
+        "batch_size": 64,
+        "model": {"image": {"arch": "dinov3_vitb16", "weights": ""}, "text": {"arch": "clip_text_b"}},
+        "data": {"train": "stores/a:train", "mean": [0.48, 0.46, 0.41]},
+        "evals": {name: {"protocol": "chexzero", "data": f"stores/a:{name}"} for name in ("val", "other")},
+    }
+    (workdir / "config.json").write_text(json.dumps(config))
+    writer = MetricsWriter(workdir, None)
+    for step in range(1, 41):
+        value = CHANCE + (loss - CHANCE) * step / 40
+        writer.write(step, "train", {"loss": value, "pairs_per_s": 300.0 + step, "step_ms": 213.0, "mfu": None})
+        if step % 10 == 0:
+            aurocs = {label: 0.5 + step / 100, LABELS[1]: None, LABELS[2]: 0.61}
+            values: dict[str, Any] = {f"auroc/{name}": auroc for name, auroc in aurocs.items()}
+            values |= {f"auroc_why/{LABELS[1]}": WHY, "auroc/mean": 0.55 + step / 200, "auroc/n_labels": 2}
+            writer.write(step, "eval/val", values)
+            writer.write(step, "eval/other", values | {"auroc_lo/nodule": 0.51, "auroc_hi/nodule": 0.71})
+    writer.close()
+    if finished:
+        best = {
+            "step": 30,
+            "metric": "val/auroc/mean",
+            "value": 0.7,
+            "interval": None,
+            "runner_up": {"step": 40, "value": 0.69},
+            "why": "the highest of 4 evaluations",
+        }
+        store = {"spec": "stores/a:train", "records": 12345, "patients": 678, "synthetic": synthetic}
+        summary = {
+            "step": 40,
+            "steps": 40,
+            "finished": True,
+            "wall_s": 337.0,
+            "pf_days_model": 0.0043,
+            "pf_days_capacity": 0.0129,
+            "mfu": 0.333,
+            "parameters": {"image": {"count": 85_660_416, "trainable": 0}},
+            "devices": {"kind": "NVIDIA H200", "count": 1, "mesh": {"data": 1, "fsdp": 1}},
+            "data": {"train": store, "evals": {"val": store}},
+            "versions": {"jax": "0.10.2"},
+            "command": "python -m hybridclip_jax.main --config=configs/demo.py --workdir=runs/a",
+            "attempts": 2,
+            "synthetic": synthetic,
+        }
+        (workdir / "best.json").write_text(json.dumps(best))
+        (workdir / "summary.json").write_text(json.dumps(summary))
+    return workdir
+
+
+class Page(HTMLParser):
+    """Every element with its attributes, the text of the page, and whether tags close in order."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self.open: list[str] = []
+        self.feed(html)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag != "meta":
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] != "style":
+            self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+
+def page_of(workdir: Path) -> Page:
+    return Page(render(workdir).read_text(encoding="utf-8"))
+
+
+def test_the_page_says_what_the_files_say(tmp_path: Path) -> None:
+    text = page_of(make_run(tmp_path / "run-a")).text
+    for said in (
+        "run-a",
+        "chance: ln 64 = 4.159",
+        "chance: 0.5",
+        "chosen: 30",
+        "Step 30: val/auroc/mean = 0.7000.",
+        "the highest of 4 evaluations",
+        "Runner-up: step 40, 0.6900.",
+        "AUROC by label at step 30",
+        "cardiomegaly 0.800",
+        "nodule 0.610 0.510 to 0.710",
+        "mean of 2 0.700",
+        "12,345 678",
+        "PF-days of model work 0.0043",
+        "PF-days of device capacity used 0.0129",
+        "33.3%",
+        "5 min 37 s",
+        "320.5 (median)",
+        "213 ms (median)",
+        "85,660,416 0",
+        "jax 0.10.2",
+        "data.mean [0.48, 0.46, 0.41]",
+        "python -m hybridclip_jax.main --config=configs/demo.py --workdir=runs/a",
+    ):
+        assert said in text, said
+    assert "not finished" not in text
+    assert "at chance:" not in text
+
+
+def test_an_undefined_auroc_is_shown_with_its_reason_and_never_as_a_number(tmp_path: Path) -> None:
+    text = page_of(make_run(tmp_path / "run")).text
+    assert text.count(f"pleural effusion left n/a {WHY}") == 2, "once for each evaluation"
+
+
+def test_everything_is_escaped_and_nothing_is_loaded_or_run(tmp_path: Path) -> None:
+    workdir = make_run(tmp_path / "<b>run & co", label=NASTY)
+    for file in ("config.json", "best.json", "summary.json"):
+        content = json.loads((workdir / file).read_text())
+        content |= {"why": NASTY, "command": NASTY, "exit": NASTY, "finished": False}
+        content["versions"] = {NASTY: NASTY}
+        content["note"] = {NASTY: [NASTY]}
+        (workdir / file).write_text(json.dumps(content))
+    metrics = workdir / "metrics.jsonl"
+    metrics.write_text(metrics.read_text().replace('"eval/other"', json.dumps(f"eval/{NASTY}")))
+    html = render(workdir).read_text(encoding="utf-8")
+    page = Page(html)
+    assert page.text.count("<script>alert('x')</script>") >= 8, "shown as the text it is"
+    assert "<b>run & co" in page.text
+    names = {tag for tag, _ in page.elements}
+    assert not names & {"script", "img", "link", "iframe", "object", "embed", "b>run", "base", "form"}
+    for tag, attributes in page.elements:
+        assert not [key for key in attributes if key.startswith("on") or key in ("src", "href", "style")], tag
+    assert not re.search(r"url\(|@import|src=\"", re.sub(r"&[a-z0-9#]+;", "", html.split("</style>")[0]))
+    policy = next(a["content"] for t, a in page.elements if t == "meta" and "http-equiv" in a)
+    assert policy is not None
+    assert policy.startswith("default-src 'none'; style-src 'sha256-")
+
+
+def test_synthetic_data_is_said_wherever_a_file_says_it(tmp_path: Path) -> None:
+    banner = "Synthetic data: drawn phantoms, not patients."
+    assert banner in page_of(make_run(tmp_path / "phantoms")).text
+    real = make_run(tmp_path / "real", synthetic=False)
+    assert "Synthetic" not in page_of(real).text
+    config = json.loads((real / "config.json").read_text())
+    config["evals"]["val"]["synthetic"] = True
+    (real / "config.json").write_text(json.dumps(config))
+    assert banner in page_of(real).text
+
+
+@pytest.mark.parametrize(("loss", "stuck"), [(4.164, True), (4.15, True), (4.0, False)])
+def test_a_loss_at_chance_is_said_aloud(tmp_path: Path, loss: float, stuck: bool) -> None:
+    text = page_of(make_run(tmp_path / "run", loss=loss)).text
+    assert ("The loss is at chance" in text) is stuck
+
+
+def test_a_run_without_summary_or_choice_still_has_a_page(tmp_path: Path) -> None:
+    workdir = make_run(tmp_path / "run", finished=False)
+    with (workdir / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 41, "split": "tr')
+    (workdir / "summary.json").write_text('{"step": 20, "finished": false, "exit": "asked to stop"}')
+    assert "This run is not finished: step 40 of 40: asked to stop." in page_of(workdir).text
+    (workdir / "summary.json").unlink()
+    text = page_of(workdir).text
+    assert "This run is not finished: step 40 of 40." in text
+    assert "No step has been chosen yet" in text
+    assert "AUROC by label at step 40" in text
+    assert "The command was not recorded" in text
+
+
+def test_rendering_again_gives_the_same_bytes_and_leaves_nothing_else(tmp_path: Path) -> None:
+    workdir = make_run(tmp_path / "run")
+    first = render(workdir).read_bytes()
+    assert render(workdir).read_bytes() == first
+    assert not list(workdir.glob(".report*"))
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "said"),
+    [
+        ("config.json", None, "not a run's folder"),
+        ("metrics.jsonl", None, "no such file; give the --workdir of a run"),
+        ("metrics.jsonl", "", "no step is logged yet; let the run reach its first logged step"),
+        ("config.json", "{", r"config.json: not JSON"),
+        ("best.json", "[]", r"best.json: holds no JSON object"),
+    ],
+)
+def test_a_folder_without_a_run_is_the_users_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], file: str, content: str | None, said: str
+) -> None:
+    workdir = make_run(tmp_path / "run")
+    if content is None:
+        (workdir / file).unlink()
+    else:
+        (workdir / file).write_text(content)
+    assert run_or_exit(lambda: command.run(argparse.Namespace(workdir=[workdir]))) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+
+
+def test_the_command_writes_one_page_for_each_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = [make_run(tmp_path / name) for name in ("a", "b")]
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    command.run(parser.parse_args([str(run) for run in runs]))
+    assert capsys.readouterr().out.split() == [str(run / "report.html") for run in runs]
+    with pytest.raises(UserError, match=r"none: not a run's folder"):
+        render(tmp_path / "none")
+
+
+def numbers(pattern: str, svg: str) -> list[float]:
+    return [float(value) for value in re.findall(pattern, svg)]
+
+
+def test_chance_and_the_chosen_step_stand_where_the_values_put_them() -> None:
+    points = [(0.0, 4.0), (10.0, CHANCE), (20.0, 3.0), (30.0, 2.0)]
+    svg = line_chart([Series("loss", points)], title="t", reference=(CHANCE, "chance"), mark=(20, "chosen"))
+    xs, ys = numbers(r'cx="([\d.]+)"', svg), numbers(r'cy="([\d.]+)"', svg)
+    assert numbers(r'y1="([\d.]+)" y2="[\d.]+" class="reference"', svg) == [ys[1]]
+    assert numbers(r'x1="([\d.]+)" x2="[\d.]+" y1="[\d.]+" y2="[\d.]+" class="mark"', svg) == [xs[2]]
+    assert ys[1] < ys[0] < ys[2] < ys[3], "higher values stand higher (SVG's y grows downwards)"
+    assert math.isclose(ys[3] - ys[2], ys[2] - ys[0], abs_tol=0.11), "equal steps of y are equal heights"
+    ticks_at = dict(
+        zip(
+            numbers(r'text-anchor="end">([\d.]+)<', svg),
+            numbers(r'y="([\d.]+)" text-anchor="end">[\d.]+<', svg),
+            strict=True,
+        )
+    )
+    assert math.isclose(ticks_at[3.0] - 4, ys[2], abs_tol=0.11), "the tick of 3 stands at the value 3"
+
+
+def test_a_missing_value_breaks_the_curve_and_a_lone_point_stays_visible() -> None:
+    gap = line_chart([Series("s", [(1, 1.0), (2, None), (3, 2.0), (4, 3.0)], "label")], title="t")
+    assert gap.count("<circle") == 1, "the point before the gap has no neighbour to draw a line to"
+    assert re.search(r'd="M[\d. ]+M[\d. ]+L[\d. ]+"', gap)
+    assert "no finite value was logged" in line_chart([Series("s", [(1, None)])], title="t")
+    flat = line_chart([Series("s", [(0, 0.0)])], title="t")
+    assert "nan" not in flat.lower()
+
+
+def test_thinning_keeps_the_mean_and_says_how_many() -> None:
+    points = [(float(x), float(x % 7)) for x in range(3000)]
+    thinned, k = thin(points)
+    assert (k, len(thinned)) == (10, 300)
+    assert math.isclose(sum(y or 0 for _, y in thinned) * k, sum(y for _, y in points))
+    assert thin([(0.0, None)] * 600)[0][0][1] is None
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 1), (0.41, 0.93), (2.0, 4.16), (0, 25_000), (4.1639, 4.1641)])
+def test_ticks_are_few_and_inside(low: float, high: float) -> None:
+    found = ticks(low, high)
+    assert 2 <= len(found) <= 6
+    assert all(low - 1e-9 <= tick <= high + 1e-9 for tick in found)
+
+
+def test_the_closing_table_names_the_choice_the_undefined_and_the_places(tmp_path: Path) -> None:
+    workdir = make_run(tmp_path / "run")
+    best = json.loads((workdir / "best.json").read_text())
+    said = end_table(best, read_metrics(workdir / "metrics.jsonl"), Path("runs/a"))
+    lines = [" ".join(line.split()) for line in said.split("\n")]
+    assert lines[:2] == ["AUROC at step 30", "label val other"]
+    assert "cardiomegaly 0.800 0.800" in lines
+    assert "pleural effusion left n/a n/a" in lines
+    assert f"val: pleural effusion left has no AUROC: {WHY}" in lines
+    assert "Chosen: step 30, val/auroc/mean = 0.7000. the highest of 4 evaluations" in lines
+    assert "model runs/a/best/" in lines
+    assert "report runs/a/report.html" in lines
+
+    unchosen = end_table({}, read_metrics(workdir / "metrics.jsonl"))
+    assert unchosen.startswith("AUROC at step 40")
+    assert "No step was chosen." in unchosen
+    assert "best/" not in unchosen
+    assert "AUROC" not in end_table({}, [{"step": 1, "split": "train", "loss": 4.0}])
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not installed")
+@pytest.mark.parametrize("width", [400, 1280])
+def test_in_chromium_the_page_fits_and_the_console_is_silent(tmp_path: Path, width: int) -> None:
+    workdir = make_run(tmp_path / ("a-long-run-name_" * 6), label="Enlarged Cardiomediastinum" * 2)
+    page = render(workdir)
+    # Chromium makes no window under 500 px and the page allows no script: a frame of that width is measured.
+    framed = page.read_text(encoding="utf-8").replace("<details>", "<details open>")
+    measure = "f=document.querySelector('iframe');f.onload=()=>{let e=f.contentDocument.documentElement;"
+    measure += "document.title=[f.contentWindow.innerWidth,e.scrollWidth].join('x')}"
+    probe = tmp_path / "probe.html"
+    probe.write_text(
+        f"<iframe style='border:0;width:{width}px;height:900px' srcdoc=\"{escape(framed)}\"></iframe>"
+        f"<script>{measure}</script>",
+        encoding="utf-8",
+    )
+
+    def chromium(page: Path) -> tuple[str, str]:
+        flags = ["--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--dump-dom"]
+        flags += ["--window-size=1400,900", f"--user-data-dir={tmp_path / 'profile'}", page.as_uri()]
+        done = subprocess.run(["chromium", *flags], capture_output=True, text=True, timeout=120)
+        return done.stdout, done.stderr
+
+    dom, _ = chromium(probe)
+    size = re.search(r"<title>(\d+)x(\d+)</title>", dom)
+    assert size is not None
+    assert int(size[1]) == width
+    assert int(size[2]) <= width, "the page is wider than its window"
+    dom, console = chromium(page)
+    assert "The chosen step" in dom
+    assert "CONSOLE" not in console

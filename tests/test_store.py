@@ -1,0 +1,352 @@
+"""Stores: what is written is what is read; what is damaged, half-written or foreign never opens."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import stat
+import threading
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from hybridclip_jax.data import store as store_module
+from hybridclip_jax.data import store_writer
+from hybridclip_jax.data.private_ids import IdHasher, key_file, user_key
+from hybridclip_jax.data.store import Store, check_comparable, patient_overlap
+from hybridclip_jax.data.store_writer import Record, StoreWriter
+from hybridclip_jax.errors import StorageError, UserError
+
+LABELS = ("Edema", "No Finding")
+
+
+def record(row: int, split: str, patient: str = "", **changes: object) -> Record:
+    values: dict[str, object] = {
+        "id": f"id{row}",
+        "study": f"study{row}",
+        "patient": patient or f"patient{row}",
+        "split": split,
+        "view": "PA",
+        "text": f"Text of row {row}.\n\n  Überall „klar“ = clear.",
+        "sections": {"findings": f"Findings {row}"},
+        "n_tokens": 2 + row,
+        "labels": {"Edema": (1.0, 0.0, -1.0, None)[row % 4], "No Finding": None},
+        "source_row": row,
+    }
+    return Record(**{**values, **changes})  # type: ignore[arg-type]
+
+
+def pixels_of(row: int, channels: int = 1) -> np.ndarray:
+    return np.random.default_rng(row).integers(0, 256, (320, 320, channels), dtype=np.uint8)
+
+
+def manifest(namespace: str = "csv:a", key: str = "k", uncertain: str = "ignore", blank: str = "missing") -> dict:
+    return {
+        "labels": {"names": list(LABELS), "uncertain": uncertain, "blank": blank},
+        "ids": {"namespace": namespace, "key_fingerprint": key, "public_key": False},
+    }
+
+
+def write(out: Path, records: list[Record], channels: int = 1, **kwargs: str) -> Path:
+    with StoreWriter(out, channels=channels, labels=LABELS, sections=("findings",), synthetic=False) as writer:
+        for item in records:
+            writer.append(item, pixels_of(item.source_row, channels))
+        writer.skip(99, "empty text")
+        writer.finish(manifest(**kwargs))
+    return out
+
+
+@pytest.fixture(scope="module")
+def two_splits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Rows 1..8, alternating between train and val, in image files of three records."""
+    folder = tmp_path_factory.mktemp("stores")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(store_writer, "SHARD_RECORDS", 3)
+        return write(folder / "s", [record(row, ("val", "train")[row % 2]) for row in range(1, 9)])
+
+
+@pytest.mark.parametrize(("split", "rows"), [("train", [1, 3, 5, 7]), ("val", [2, 4, 6, 8])])
+def test_a_split_reads_back_as_written(two_splits: Path, split: str, rows: list[int]) -> None:
+    store = Store.open(f"{two_splits}:{split}")
+    expected = [record(row, split) for row in rows]
+    assert len(store) == 4
+    assert (store.split, store.channels, store.synthetic) == (split, 1, False)
+    assert store.ids == [item.id for item in expected]
+    assert store.studies == [item.study for item in expected]
+    assert store.patients == [item.patient for item in expected]
+    assert store.texts == [item.text for item in expected]
+    assert store.sections == {"findings": [item.sections["findings"] for item in expected]}
+    assert store.views == ["PA"] * 4
+    assert store.n_tokens.dtype == np.int32
+    assert store.n_tokens.tolist() == [item.n_tokens for item in expected]
+    assert store.source_rows.tolist() == rows
+    images = store.images(np.array([3, 0, 0, 2]))
+    np.testing.assert_array_equal(images, np.stack([pixels_of(rows[i]) for i in (3, 0, 0, 2)]))
+    assert not np.shares_memory(images, store.image(0))
+    np.testing.assert_array_equal(store.image(1), pixels_of(rows[1]))
+
+
+def test_the_files_are_what_their_names_say(two_splits: Path) -> None:
+    others = ["manifest.json", "skipped.jsonl", "table.parquet"]
+    assert leftovers(two_splits) == [f"images-0000{i}.npy" for i in range(3)] + others
+    shapes = [np.load(two_splits / f"images-0000{i}.npy").shape for i in range(3)]
+    assert shapes == [(3, 320, 320, 1), (3, 320, 320, 1), (2, 320, 320, 1)]
+    table = pq.read_table(two_splits / "table.parquet")
+    texts = ["id", "study", "patient", "split", "view", "text", "findings"]
+    assert table.column_names == [*texts, "n_tokens", *LABELS, "source_row", "image_sha256"]
+    assert table["Edema"].to_pylist()[:4] == [0.0, -1.0, None, 1.0]  # as the source gave them
+    assert json.loads((two_splits / "skipped.jsonl").read_text()) == {"row": 99, "reason": "empty text"}
+    facts = json.loads((two_splits / "manifest.json").read_text())
+    assert facts["splits"]["train"] == {"records": 4, "studies": 4, "patients": 4}
+    Store.open(f"{two_splits}:val").verify()
+
+
+def test_image_hash_is_of_the_stored_pixels(two_splits: Path) -> None:
+    store = Store.open(f"{two_splits}:val")
+    for row in range(len(store)):
+        digest = store_module.hashlib.sha256(store.image(row).tobytes()).hexdigest()
+        assert store.image_sha256[row] == digest
+
+
+def test_a_store_travels_to_another_process_without_its_pixels(two_splits: Path) -> None:
+    store = Store.open(f"{two_splits}:train")
+    before = store.image(2).copy()
+    data = pickle.dumps(store)
+    assert len(data) < 10_000
+    np.testing.assert_array_equal(pickle.loads(data).image(2), before)
+
+
+def test_colour_has_three_channels(tmp_path: Path) -> None:
+    store = Store.open(str(write(tmp_path / "c", [record(1, "all")], channels=3)))
+    assert store.channels == 3
+    np.testing.assert_array_equal(store.image(0), pixels_of(1, 3))
+
+
+@pytest.mark.parametrize(
+    ("uncertain", "blank", "expected"),
+    [
+        ("ignore", "missing", [1, 0, np.nan, np.nan]),
+        ("zero", "missing", [1, 0, 0, np.nan]),
+        ("one", "missing", [1, 0, 1, np.nan]),
+        ("ignore", "negative", [1, 0, np.nan, 0]),
+        ("one", "negative", [1, 0, 1, 0]),
+    ],
+)
+def test_labels_follow_the_policy(tmp_path: Path, uncertain: str, blank: str, expected: list[float]) -> None:
+    rows = [record(row, "all") for row in (4, 5, 6, 7)]  # 1, 0, -1, blank
+    store = Store.open(str(write(tmp_path / "s", rows, uncertain=uncertain, blank=blank)))
+    assert store.label_names == LABELS
+    assert store.labels["Edema"].dtype == np.float32
+    np.testing.assert_array_equal(store.labels["Edema"], np.array(expected, np.float32))
+    np.testing.assert_array_equal(store.labels["No Finding"], [0.0 if blank == "negative" else np.nan] * 4)
+
+
+def test_spec_errors_name_the_remedy(two_splits: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no such store; make one: hybridclip prepare"):
+        Store.open(str(tmp_path / "none"))
+    with pytest.raises(UserError, match=r"several splits: name one as .*:SPLIT. It has train \(4\), val \(4\)"):
+        Store.open(str(two_splits))
+    with pytest.raises(UserError, match=r"no split 'test'. It has train \(4\), val \(4\)"):
+        Store.open(f"{two_splits}:test")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("x")
+    for name in ("folder", "file"):
+        with pytest.raises(UserError, match="is not a store"):
+            Store.open(str(tmp_path / name))
+
+
+def test_one_split_needs_no_name_and_a_colon_in_the_path_is_no_split(tmp_path: Path) -> None:
+    out = write(tmp_path / "at:12", [record(1, "only")])
+    assert Store.open(str(out)).split == "only"
+    assert Store.open(f"{out}:only").split == "only"
+
+
+def edited(tmp_path: Path, **changes: object) -> str:
+    out = write(tmp_path / "s", [record(1, "all")])
+    path = out / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    return str(out)
+
+
+def test_a_foreign_or_damaged_manifest_is_refused(tmp_path: Path) -> None:
+    spec = edited(tmp_path, format_version=2)
+    with pytest.raises(UserError, match="store format 2 and this program reads 1"):
+        Store.open(spec)
+    path = Path(spec) / "manifest.json"
+    path.write_text(path.read_text()[:-20])
+    with pytest.raises(UserError, match="is not a store"):
+        Store.open(spec)
+
+
+def test_an_empty_store_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="holds no records"):
+        Store.open(edited(tmp_path, records=0, splits={}))
+
+
+def test_a_file_gone_cut_or_flipped_is_found(tmp_path: Path) -> None:
+    out = write(tmp_path / "s", [record(1, "all"), record(2, "all")])
+    store = Store.open(str(out))
+    for name in store.manifest["files"]:
+        whole = (out / name).read_bytes()
+        (out / name).unlink()
+        with pytest.raises(UserError, match=f"{name} is missing"):
+            Store.open(str(out))
+        (out / name).write_bytes(whole[:-1])
+        with pytest.raises(UserError, match=f"{name} has .* bytes where the manifest says"):
+            Store.open(str(out))
+        flipped = bytearray(whole)
+        flipped[len(whole) // 2] ^= 1
+        (out / name).write_bytes(flipped)
+        with pytest.raises(UserError, match=f"{name} is damaged"):
+            store.verify()
+        (out / name).write_bytes(whole)
+        store.verify()
+    table = out / "table.parquet"
+    table.write_bytes(b"\0" * table.stat().st_size)
+    with pytest.raises(UserError, match="table.parquet is damaged"):
+        Store.open(str(out))
+
+
+def leftovers(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_without_finish_nothing_appears(tmp_path: Path) -> None:
+    def fail() -> None:
+        with StoreWriter(tmp_path / "s", channels=1, labels=LABELS, sections=(), synthetic=False) as writer:
+            writer.append(record(1, "all"), pixels_of(1))
+            assert leftovers(tmp_path) == ["s.lock", "s.partial"]
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fail()
+    assert leftovers(tmp_path) == []
+
+
+def test_an_existing_output_is_never_touched(tmp_path: Path) -> None:
+    out = write(tmp_path / "s", [record(1, "all")])
+    before = (out / "manifest.json").read_bytes()
+    with pytest.raises(UserError, match="already exists: name another --out, or remove it"):
+        write(out, [record(2, "all")])
+    assert (out / "manifest.json").read_bytes() == before
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "precious").write_text("x")
+    with pytest.raises(UserError, match="already exists"):
+        write(tmp_path / "folder", [record(2, "all")])
+    assert leftovers(tmp_path) == ["folder", "s"]
+    with pytest.raises(UserError, match="no such folder for --out"):
+        write(tmp_path / "none" / "s", [record(1, "all")])
+
+
+def test_two_writers_of_one_output_refuse_each_other(tmp_path: Path) -> None:
+    with StoreWriter(tmp_path / "s", channels=1, labels=LABELS, sections=("findings",), synthetic=False) as writer:
+        with pytest.raises(UserError, match="another prepare is writing"):
+            write(tmp_path / "s", [record(2, "all")])
+        writer.append(record(1, "all"), pixels_of(1))
+        writer.finish(manifest())
+    assert Store.open(str(tmp_path / "s")).ids == ["id1"]
+    assert leftovers(tmp_path) == ["s"]
+
+
+def test_what_a_killed_run_left_is_cleared(tmp_path: Path) -> None:
+    (tmp_path / "s.partial").mkdir()
+    (tmp_path / "s.partial" / "images-00007.npy").write_bytes(b"old")
+    (tmp_path / "s.lock").touch()
+    out = write(tmp_path / "s", [record(1, "all")])
+    assert leftovers(tmp_path) == ["s"]
+    assert not (out / "images-00007.npy").exists()
+
+
+def test_a_label_with_the_name_of_a_column_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="label or section 'view'"):
+        StoreWriter(tmp_path / "s", channels=1, labels=("view",), sections=(), synthetic=False)
+
+
+def test_full_disk_is_a_storage_error(tmp_path: Path) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("no /dev/full here")
+    with StoreWriter(tmp_path / "s", channels=1, labels=LABELS, sections=(), synthetic=False) as writer:
+        (tmp_path / "s.partial" / "images-00000.npy").symlink_to("/dev/full")
+        with pytest.raises(StorageError, match="cannot write the store: No space left"):
+            writer.append(record(1, "all"), pixels_of(1))
+            writer.finish(manifest())
+    assert leftovers(tmp_path) == []
+
+
+def test_patients_compare_within_a_namespace_and_a_key(tmp_path: Path) -> None:
+    def make(name: str, patients: list[str], **kwargs: str) -> Store:
+        records = [record(i, "all", patient) for i, patient in enumerate(patients, start=1)]
+        return Store.open(str(write(tmp_path / name, records, **kwargs)))
+
+    a = make("a", ["p", "q", "q", "r"])
+    b = make("b", ["q", "r", "s"])
+    assert check_comparable(a, b) == "comparable"
+    assert patient_overlap(a, b) == 2
+    elsewhere = make("c", ["q"], namespace="csv:b")
+    assert check_comparable(a, elsewhere) == "not comparable by id"
+    with pytest.raises(ValueError, match="no countable overlap"):
+        patient_overlap(a, elsewhere)
+    other_key = make("d", ["q"], key="other")
+    with pytest.raises(UserError, match="made with different patient keys"):
+        check_comparable(a, other_key)
+    public = make("e", ["q"], namespace="phantom", key="public")
+    assert check_comparable(a, public) == "not comparable by id"
+
+
+def test_hashes_depend_on_key_namespace_and_kind() -> None:
+    hasher = IdHasher(b"key", "csv:a")
+    assert hasher("patient", "7") == IdHasher(b"key", "csv:a")("patient", "7")
+    others = {
+        hasher("patient", "7"),
+        hasher("patient", "07"),
+        hasher("id", "7"),
+        IdHasher(b"key", "csv:b")("patient", "7"),
+        IdHasher(b"yek", "csv:a")("patient", "7"),
+    }
+    assert len(others) == 5
+    assert all(len(value) == 32 and int(value, 16) >= 0 for value in others)
+    assert hasher.fingerprint != IdHasher(b"yek", "csv:a").fingerprint
+
+
+@pytest.fixture
+def own_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.delenv("HYBRIDCLIP_PATIENT_KEY")
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    return tmp_path / "config"
+
+
+def test_the_key_file_is_made_once_for_its_owner_only(own_config: Path) -> None:
+    keys: list[bytes] = []
+    threads = [threading.Thread(target=lambda: keys.append(user_key())) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(keys) == 8
+    assert len(set(keys)) == 1
+    assert len(keys[0]) == 64
+    assert key_file() == own_config / "hybridclip" / "patient_key"
+    assert stat.S_IMODE(key_file().stat().st_mode) == 0o600
+    assert leftovers(key_file().parent) == ["patient_key"]
+
+
+def test_a_key_that_others_read_or_that_is_empty_is_refused(own_config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    user_key()
+    os.chmod(key_file(), 0o640)
+    with pytest.raises(UserError, match="run chmod 600"):
+        user_key()
+    os.chmod(key_file(), 0o600)
+    key_file().write_text("\n")
+    with pytest.raises(UserError, match="is empty"):
+        user_key()
+    monkeypatch.setenv("HYBRIDCLIP_PATIENT_KEY", "  ")
+    with pytest.raises(UserError, match="HYBRIDCLIP_PATIENT_KEY is set but empty"):
+        user_key()
+    monkeypatch.delenv("HYBRIDCLIP_PATIENT_KEY")
+    own_config.joinpath("file").touch()
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(own_config / "file"))
+    with pytest.raises(StorageError, match="set HYBRIDCLIP_PATIENT_KEY instead"):
+        user_key()
