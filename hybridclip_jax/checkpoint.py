@@ -6,13 +6,17 @@ only when every file of it still has the hash that was noted after the write.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import logging
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
 import orbax.checkpoint as ocp
 
 from hybridclip_jax.errors import StorageError
@@ -31,12 +35,31 @@ def _hashes(folder: Path) -> dict[str, str]:
     return {path.relative_to(folder).as_posix(): _sha256(path) for path in files}
 
 
+def _seal(body: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+
+
+def _leaves(tree: Any) -> dict[str, str]:
+    """Name of each array -> its dtype and shape in words."""
+    named = jax.tree_util.tree_leaves_with_path(tree)
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): f"{leaf.dtype} {tuple(leaf.shape)}"
+        for path, leaf in named
+    }
+
+
 class Checkpoints:
-    """The checkpoints of one run: `<folder>/<step>/{arrays/, manifest.json}`, the newest `keep` of them."""
+    """The checkpoints of one run: `<folder>/<step>/{arrays/, manifest.json}`, the newest `keep` of them.
+
+    Raises StorageError when the folder cannot be made.
+    """
 
     def __init__(self, folder: Path, keep: int) -> None:
         self.folder, self.keep = folder.absolute(), keep
-        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StorageError(f"{self.folder}: {error.strerror}") from error
 
     def steps(self) -> list[int]:
         """Steps that have a folder, ascending; none of them verified."""
@@ -50,49 +73,79 @@ class Checkpoints:
         final, partial = self.folder / str(step), self.folder / f"partial-{step}"
         try:
             shutil.rmtree(partial, ignore_errors=True)
-            with ocp.StandardCheckpointer() as checkpointer:
+            with _quiet(), ocp.StandardCheckpointer() as checkpointer:
                 checkpointer.save(partial / ARRAYS, state)
-            manifest = {"step": step, "notes": notes, "sha256": _hashes(partial / ARRAYS)}
-            _write_durably(partial / MANIFEST, json.dumps(manifest, indent=1))
+            body = {"step": step, "notes": notes, "leaves": _leaves(state), "sha256": _hashes(partial / ARRAYS)}
+            _write_durably(partial / MANIFEST, json.dumps({"seal": _seal(body), **body}, indent=1))
             shutil.rmtree(final, ignore_errors=True)
             os.replace(partial, final)
-        except OSError as error:
+        except (OSError, ValueError, RuntimeError) as error:  # tensorstore's full disk is a ValueError
             shutil.rmtree(partial, ignore_errors=True)
             raise StorageError(f"{final}: the checkpoint could not be written: {error}") from error
         for old in self.steps()[: -self.keep]:
             shutil.rmtree(self.folder / str(old), ignore_errors=True)
 
     def newest_verified(self) -> int | None:
-        """The newest step whose files all match their hashes; damaged newer ones are renamed `damaged-<step>`."""
+        """The newest step whose files all match their hashes; damaged newer ones are renamed `damaged-<step>`.
+
+        Raises StorageError when a damaged step cannot be renamed.
+        """
         for step in reversed(self.steps()):
             if self._is_whole(step):
                 return step
-            damaged = self.folder / f"damaged-{step}"
+            folder, damaged = self.folder / str(step), self.folder / f"damaged-{step}"
             shutil.rmtree(damaged, ignore_errors=True)
-            os.replace(self.folder / str(step), damaged)
+            try:
+                os.replace(folder, damaged)
+            except OSError as error:
+                raise StorageError(f"{folder}: damaged, and cannot be renamed: {error.strerror}") from error
         return None
 
     def _is_whole(self, step: int) -> bool:
-        folder = self.folder / str(step)
         try:
-            manifest = json.loads((folder / MANIFEST).read_text())
-            return bool(manifest["sha256"]) and manifest["sha256"] == _hashes(folder / ARRAYS)
-        except (OSError, ValueError, KeyError):
+            body = self._manifest(step)
+            return bool(body["sha256"]) and body["sha256"] == _hashes(self.folder / str(step) / ARRAYS)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):  # whatever a damaged file makes of it
             return False
 
-    def restore(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
-        """(state, notes) of a step. `like` is a pytree of ShapeDtypeStruct with shardings.
+    def _manifest(self, step: int) -> dict[str, Any]:
+        body = json.loads((self.folder / str(step) / MANIFEST).read_text())
+        if body.pop("seal") != _seal(body) or body["step"] != step:
+            raise ValueError("the manifest is not as it was written")
+        return body
 
-        Raises StorageError when the arrays do not have the shapes of `like`.
+    def restore(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
+        """(state, notes) of a verified step. `like` is a pytree of ShapeDtypeStruct with shardings.
+
+        Raises StorageError naming the first array that differs from `like` in name, shape or dtype.
         """
         folder = self.folder / str(step)
+        body = self._manifest(step)
+        wanted = _leaves(like)
+        for name in sorted(wanted.keys() | body["leaves"].keys()):
+            found, needed = body["leaves"].get(name, "nothing"), wanted.get(name, "nothing")
+            if found != needed:
+                raise StorageError(
+                    f"{folder}: {name} is {found} in the checkpoint and {needed} in this model; use another --workdir"
+                )
         try:
-            with ocp.StandardCheckpointer() as checkpointer:
+            with _quiet(), ocp.StandardCheckpointer() as checkpointer:
                 state = checkpointer.restore(folder / ARRAYS, like)
-        except (ValueError, KeyError, OSError) as error:
-            reason = str(error).splitlines()[0]
-            raise StorageError(f"{folder}: does not restore into this model: {reason}") from error
-        return state, json.loads((folder / MANIFEST).read_text())["notes"]
+        except (OSError, ValueError, RuntimeError) as error:
+            raise StorageError(f"{folder}: cannot be read: {error}") from error
+        return state, body["notes"]
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """orbax's threads log the traceback of an error that it raises as well; the caller makes one line of it."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _write_durably(path: Path, text: str) -> None:

@@ -28,8 +28,19 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def parse(words: list[str]) -> argparse.Namespace:
+    """The command and its flags. A command that reads a config takes `--config.a.b=V` overrides, as main does."""
+    parser = build_parser()
+    arguments, rest = parser.parse_known_args(words)
+    arguments.overrides = [word for word in rest if word.startswith(("--config.", "--noconfig."))]
+    unknown = [word for word in rest if word not in arguments.overrides]
+    if unknown or (arguments.overrides and "config" not in arguments):
+        parser.error(f"unrecognized arguments: {' '.join(unknown or arguments.overrides)}")
+    return arguments
+
+
 def main() -> int:
-    arguments = build_parser().parse_args()
+    arguments = parse(sys.argv[1:])
     return run_or_exit(lambda: arguments.run(arguments))
 
 

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import importlib.machinery
 import json
 import math
 import os
+import re
+import traceback
+import types
 from collections.abc import Iterator, Sequence
 
 from absl import flags
@@ -114,40 +118,66 @@ def add_eval(config: ConfigDict, name: str, **fields: str) -> None:
 
 
 def load(path: str, overrides: Sequence[str] = ()) -> ConfigDict:
-    """The validated config of a Python file and `--config.a.b=V` overrides.
+    """The validated config of a Python file (`FILE` or `FILE:argument`) and `--config.a.b=V` overrides.
 
     Raises UserError, in one line, for a missing file, an unknown field, a wrong type or a value out of range.
     """
-    config = _parse(path, ())
+    config = _from_file(path)
     for override in overrides:
         _check_field(config, override)
     if overrides:
-        config = _parse(path, overrides)
+        config = _overridden(config, overrides)
     problems = list(validate(config))
     if problems:
         raise UserError(f"{path}: " + "; ".join(problems))
     return config
 
 
-def _parse(path: str, overrides: Sequence[str]) -> ConfigDict:
-    file = path.split(":", 1)[0]
+def _from_file(path: str) -> ConfigDict:
+    file, *argument = path.split(":", 1)
     if not os.path.isfile(file):
         hint = f"; did you mean {file}.py?" if os.path.isfile(file + ".py") else ""
         raise UserError(f"--config: no such file: {file}{hint}")
-    values = flags.FlagValues()
-    arguments = ["main", f"--config={path}", *overrides]
-    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=arguments)
+    loader = importlib.machinery.SourceFileLoader("config_file", file)
+    module = types.ModuleType(loader.name)
+    module.__file__ = file
     try:
-        values(arguments)
-        config = values.config
+        loader.exec_module(module)
+        get_config = vars(module).get("get_config")
+        if get_config is None:
+            raise UserError(f"{file}: defines no get_config()")
+        config = get_config(*argument)
     except UserError:
         raise
-    except Exception as error:  # a config file is a program: whatever it raises is the user's to see, in one line
-        where = f"{file} with {' '.join(overrides)}" if overrides else file
-        raise UserError(f"{where}: {type(error).__name__}: {error}") from error
+    except (Exception, SystemExit) as error:
+        # a config file is a program: whatever it raises is the user's to see, in one line
+        raise UserError(f"{_place(error, file)}: {type(error).__name__}: {_brief(error)}") from error
     if not isinstance(config, ConfigDict):
         raise UserError(f"{file}: get_config() must return a ConfigDict, not {type(config).__name__}")
     return config
+
+
+def _place(error: BaseException, file: str) -> str:
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
+    return f"{file}, line {lines[-1]}" if lines else file
+
+
+def _brief(error: BaseException) -> str:
+    """What an error says, without the listing of the whole config that ml_collections puts in the middle."""
+    while error.args and isinstance(error.args[0], BaseException):
+        error = error.args[0]
+    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    return re.sub(r'Other fields present: ".*?"\n', "", text, flags=re.DOTALL)
+
+
+def _overridden(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
+    values, arguments = flags.FlagValues(), ["main", *overrides]
+    try:
+        config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=arguments)
+        values(arguments)
+    except Exception as error:  # absl's and ml_collections' errors share no base; each names its flag
+        raise UserError(_brief(error)) from error
+    return values.config
 
 
 def _check_field(config: ConfigDict, override: str) -> None:
@@ -174,7 +204,11 @@ def get(config: ConfigDict, field: str) -> object:
 
 def validate(config: ConfigDict) -> Iterator[str]:
     """Yields one sentence for every bad value, so that a person mends all of them at once."""
-    yield from _missing(config, default(), "")
+    broken = list(_structure(config, default(), ""))
+    if broken:  # values of the wrong kind cannot be compared with anything
+        yield from broken
+        yield "start from hybridclip_jax.config.default()"
+        return
     for field, allowed in CHOICES.items():
         value = get(config, field)
         if value not in allowed:
@@ -183,18 +217,48 @@ def validate(config: ConfigDict) -> Iterator[str]:
         value = get(config, field)
         if not math.isfinite(value) or value < least:  # type: ignore[arg-type, operator]  # AT_LEAST names numbers
             yield f"{field} = {value}: must be at least {least:g}"
-    if config.model.temperature <= 0:
+    if config.optim.momentum >= 1:
+        yield f"optim.momentum = {config.optim.momentum}: must be below 1"
+    if not 0 < config.model.temperature < math.inf:
         yield f"model.temperature = {config.model.temperature}: must be above 0"
     yield from _tuples(config)
+    yield from _image_size(config)
     yield from _evals(config)
 
 
-def _missing(config: ConfigDict, reference: ConfigDict, prefix: str) -> Iterator[str]:
+def _structure(config: ConfigDict, reference: ConfigDict, prefix: str) -> Iterator[str]:
+    for key in config:
+        if key not in reference:
+            yield f"{prefix}{key}: no such field"
     for key, value in reference.items():
         if key not in config:
-            yield f"{prefix}{key} is missing: start from hybridclip_jax.config.default()"
+            yield f"{prefix}{key} is missing"
+        elif not _same_kind(config[key], value):
+            yield f"{prefix}{key} = {config[key]!r}: must be {_KINDS[type(value)]}"
         elif isinstance(value, ConfigDict) and key != "evals":
-            yield from _missing(config[key], value, f"{prefix}{key}.")
+            yield from _structure(config[key], value, f"{prefix}{key}.")
+
+
+_KINDS = {
+    bool: "True or False",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    tuple: "a tuple",
+    ConfigDict: "a group of fields",
+}
+
+
+def _same_kind(value: object, reference: object) -> bool:
+    if type(reference) is float:
+        return type(value) in (int, float)
+    return type(value) is type(reference)
+
+
+def _image_size(config: ConfigDict) -> Iterator[str]:
+    _, sizes = IMAGE_ENCODERS.get(config.model.image.arch, (None, None))
+    if sizes and config.data.image_size % sizes.patch:
+        yield f"data.image_size = {config.data.image_size}: must be a multiple of the patch, {sizes.patch}"
 
 
 def _tuples(config: ConfigDict) -> Iterator[str]:
@@ -223,7 +287,9 @@ def _evals(config: ConfigDict) -> Iterator[str]:
             if key not in entry:
                 yield f"evals.{name}.{key} is missing: use hybridclip_jax.config.add_eval"
     metric = config.select.metric
-    if metric and metric.split("/")[0] not in config.evals:
+    if metric and not all(metric.partition("/")):
+        yield f"select.metric = {metric!r}: must be <evaluation>/<value>, e.g. {metric.strip('/')}/auroc/mean"
+    elif metric and metric.split("/")[0] not in config.evals:
         known = ", ".join(config.evals) or "none"
         yield f"select.metric = {metric!r}: names no evaluation (known: {known})"
     if config.evals and not metric:

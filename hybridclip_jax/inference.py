@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,13 @@ from PIL import Image
 from hybridclip_jax import modelfolder, models, state, step
 from hybridclip_jax.data import pixels, transforms
 from hybridclip_jax.data.formats.base import RecordError
+from hybridclip_jax.data.store import SIDE
 from hybridclip_jax.data.tokenizer import Tokenizer
 from hybridclip_jax.errors import UserError
 from hybridclip_jax.models.layers import l2_normalize
 
 ImageLike = str | Path | Image.Image | np.ndarray
 DEFAULT_BATCH = 64
-STORE_SIDE = 320
 
 
 def load(folder: str | Path, batch_size: int = DEFAULT_BATCH) -> LoadedModel:
@@ -39,39 +40,62 @@ class LoadedModel:
     """Encoders of one model folder. Work is done in batches of one fixed size, so nothing recompiles."""
 
     def __init__(self, folder: Path, batch_size: int) -> None:
+        if batch_size < 1:
+            raise UserError(f"batch_size = {batch_size}: must be at least 1")
         params, self.card = modelfolder.load(folder)
         self.folder, self.batch_size = folder, batch_size
         self.synthetic = self.card.synthetic
-        self._static, self._params = _rebuild(folder, self.card, params)
-        if self.card.kind != "image":
-            self.tokenizer = Tokenizer(self.card.tokenizer["vocab_size"])
+        try:
+            self._static, self._params = _rebuild(folder, self.card, params)
+            if self.card.kind != "image":
+                self.tokenizer = _tokenizer(folder, self.card)
+                self._context = int(self.card.architecture["context"])
+            if self.card.kind == "dual":
+                self._preparation = _Preparation.of(self.card.preprocessing)
+        except (KeyError, TypeError) as error:
+            raise UserError(f"{folder}/{modelfolder.CARD}: damaged card: {error}") from error
         self._functions: dict[str, Any] = {}
 
     def encode_image(self, images: Sequence[ImageLike] | np.ndarray) -> np.ndarray:
         """Paths, PIL images or uint8 arrays [B, H, W(, C)] -> float32 [B, E], L2-normalised.
 
-        Files and PIL images go through the store's preparation (its resize to 320 px, its colour rule), then every
-        image is resized to the model's size with Pillow's bicubic, as evaluation does.
+        Equal pixels give equal embeddings, however they come: each image goes through the store's preparation (its
+        resize to 320 px, its colour rule; an image of a store is left as it is), then is resized to the model's
+        size with Pillow's bicubic, as evaluation does. Raises UserError for what is no image, by its place.
         """
         self._needs("dual", "encode_image")
-        return self._batched("encode_image", _stacked(images, self.card.preprocessing))
+        return self._batched("encode_image", _stacked(images, self._preparation))
 
     def encode_text(self, texts: Sequence[str]) -> np.ndarray:
         """Texts -> float32 [B, E], L2-normalised. Texts beyond the context are cut, keeping the end token."""
         self._needs("dual", "encode_text")
         if isinstance(texts, str):
             raise UserError("encode_text takes a list of texts, not one text")
-        return self._batched("encode_text", self.tokenizer(texts, self.card.architecture["context"]).ids)
+        texts = list(texts)
+        for place, text in enumerate(texts):
+            if not isinstance(text, str):
+                raise UserError(f"text {place}: {type(text).__name__} is not a text")
+        return self._batched("encode_text", self.tokenizer(texts, self._context).ids)
 
     def image_features(self, images: Any) -> np.ndarray:
         """float32 [B, H, W, 3], already normalised -> pooled features [B, D], before projection and L2."""
         self._needs("image", "image_features")
-        return self._batched("image_features", np.asarray(images, np.float32))
+        values = np.asarray(images)
+        if values.ndim != 4 or values.shape[-1] != 3 or not np.issubdtype(values.dtype, np.floating):
+            raise UserError(f"image_features: {values.dtype} {values.shape}; needs normalised floats [B, H, W, 3]")
+        return self._batched("image_features", values.astype(np.float32))
 
     def text_features(self, ids: Any) -> np.ndarray:
         """int32 [B, T] token ids -> pooled features [B, D], before projection and L2."""
         self._needs("text", "text_features")
-        return self._batched("text_features", np.asarray(ids, np.int32))
+        values = np.asarray(ids)
+        if values.ndim != 2 or not np.issubdtype(values.dtype, np.integer):
+            raise UserError(f"text_features: {values.dtype} {values.shape}; needs token ids [B, T]")
+        if values.shape[1] > self._context:
+            raise UserError(f"text_features: {values.shape[1]} tokens do not fit the context of {self._context}")
+        if not (values == self.tokenizer.eot).any(axis=1).all():
+            raise UserError(f"text_features: every row needs its end token, {self.tokenizer.eot}")
+        return self._batched("text_features", values.astype(np.int32))
 
     @property
     def logit_scale(self) -> float:
@@ -96,12 +120,11 @@ class LoadedModel:
         return np.concatenate(rows)
 
     def _function(self, name: str) -> Any:
-        mean, std = (tuple(self.card.preprocessing.get(key, ())) for key in ("mean", "std"))
-
         def features(params: state.Params, values: jax.Array) -> jax.Array:
             model = state.bind(self._static, params)
             if name == "encode_image":
-                return l2_normalize(model.encode_image(step.normalise(values, mean, std)))
+                x = step.normalise(values, self._preparation.mean, self._preparation.std)
+                return l2_normalize(model.encode_image(x))
             if name == "encode_text":
                 return l2_normalize(model.encode_text(values))
             tower = getattr(model, name.removesuffix("_features"))
@@ -139,31 +162,62 @@ def _rebuild(
     return static, {name: jnp.asarray(params[name]) for name in shapes}
 
 
-def _stacked(images: Sequence[ImageLike] | np.ndarray, card: dict[str, Any]) -> np.ndarray:
-    if isinstance(images, str | Path | Image.Image):
+def _tokenizer(folder: Path, card: modelfolder.Card) -> Tokenizer:
+    tokenizer = Tokenizer(card.tokenizer["vocab_size"])
+    for key, ours in tokenizer.card().items():
+        if card.tokenizer[key] != ours:
+            raise UserError(f"{folder}: was made with tokenizer {key} = {card.tokenizer[key]}, this program has {ours}")
+    return tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class _Preparation:
+    """From decoded pixels to what the model was trained on."""
+
+    size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    resize: str
+    channels: int
+
+    @classmethod
+    def of(cls, card: dict[str, Any]) -> _Preparation:
+        store = card["store"]
+        channels = 3 if store["colour"] else 1
+        return cls(card["image_size"], tuple(card["mean"]), tuple(card["std"]), store["resize"], channels)
+
+
+def _stacked(images: Sequence[ImageLike] | np.ndarray, preparation: _Preparation) -> np.ndarray:
+    """uint8 [B, S, S, C] of images that come in any form."""
+    single = isinstance(images, str | Path | Image.Image) or (
+        isinstance(images, np.ndarray) and (images.ndim < 3 or (images.ndim == 3 and images.shape[-1] in (1, 3)))
+    )
+    if single:
         raise UserError("encode_image takes a list of images, not one image")
-    size = card["image_size"]
-    stored = [_stored(image, place, card["store"]) for place, image in enumerate(images)]
-    if len({image.shape[-1] for image in stored}) > 1:
-        raise UserError("encode_image: grey and colour images in one call; convert them to one kind")
-    resized = np.empty((len(stored), size, size, stored[0].shape[-1] if stored else 1), np.uint8)
-    for image, out in zip(stored, resized, strict=True):
-        transforms.resize(image, out)
-    return resized
-
-
-def _stored(image: ImageLike, place: int, preparation: dict[str, Any]) -> np.ndarray:
-    """One image as the store would hold it; an array is taken to be prepared already."""
-    if isinstance(image, np.ndarray):
-        image = image[..., None] if image.ndim == 2 else image
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] not in (1, 3):
-            raise UserError(
-                f"image {place}: {image.dtype} {image.shape}; arrays must be uint8 [H, W] or [H, W, 1 or 3]"
+    prepared = []
+    for place, image in enumerate(images):
+        try:
+            stored = pixels.store_pixels(
+                _picture(image), side=SIDE, channels=preparation.channels, resize=preparation.resize
             )
+        except RecordError as error:
+            raise UserError(f"image {place}: {error.reason}") from error
+        except TypeError as error:
+            raise UserError(f"image {place}: {error}") from error
+        out = np.empty((preparation.size, preparation.size, preparation.channels), np.uint8)
+        transforms.resize(stored, out)
+        prepared.append(out)
+    return np.stack(prepared) if prepared else np.empty((0,), np.uint8)
+
+
+def _picture(image: Any) -> Image.Image:
+    """Raises RecordError or TypeError, in words, for what is no image."""
+    if isinstance(image, Image.Image):
         return image
-    try:
-        picture = image if isinstance(image, Image.Image) else pixels.open_image(Path(image))
-        channels = 3 if preparation["colour"] else 1
-        return pixels.store_pixels(picture, side=STORE_SIDE, channels=channels, resize=preparation["resize"])
-    except RecordError as error:
-        raise UserError(f"image {place}: {error}") from error
+    if isinstance(image, str | Path):
+        return pixels.open_image(Path(image))
+    if not isinstance(image, np.ndarray):
+        raise TypeError(f"{type(image).__name__} is neither a path, a PIL image nor an array")
+    if image.dtype != np.uint8 or image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[-1] not in (1, 3)):
+        raise TypeError(f"{image.dtype} {image.shape}; arrays must be uint8 [H, W] or [H, W, 1 or 3]")
+    return Image.fromarray(image[..., 0] if image.ndim == 3 and image.shape[-1] == 1 else image)

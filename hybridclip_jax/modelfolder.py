@@ -15,7 +15,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from hybridclip_jax.errors import UserError
+from hybridclip_jax.errors import StorageError, UserError
 
 FORMAT_VERSION = 1
 WEIGHTS, CARD = "model.safetensors", "model.json"
@@ -54,20 +54,27 @@ def fingerprint(params: Mapping[str, np.ndarray]) -> str:
 
 
 def save(folder: Path, params: Mapping[str, Any], card: Card) -> str:
-    """Writes the parameters that `card.kind` holds; the folder appears whole or not at all. Returns the fingerprint."""
-    held = {name: np.asarray(value) for name, value in params.items() if name.startswith(TOWERS[card.kind])}
+    """Writes the parameters that `card.kind` holds; the folder appears whole or not at all. Returns the fingerprint.
+
+    Raises StorageError when the disk refuses; a folder that is there already stays as it is.
+    """
+    # In C order: safetensors writes the memory of a transposed view as it lies.
+    held = {name: np.asarray(value, order="C") for name, value in params.items() if name.startswith(TOWERS[card.kind])}
     mark = fingerprint(held)
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    save_file(held, partial / WEIGHTS)
     body = {"format_version": FORMAT_VERSION, **dataclasses.asdict(card), "fingerprint": mark}
-    (partial / CARD).write_text(json.dumps(body, indent=2, sort_keys=True) + "\n")
-    old = folder.with_name(folder.name + ".old")
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        os.replace(folder, old)
-    os.replace(partial, folder)
+    partial, old = (folder.with_name(folder.name + ending) for ending in (".partial", ".old"))
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        save_file(held, partial / WEIGHTS)
+        (partial / CARD).write_text(json.dumps(body, indent=2, sort_keys=True) + "\n")
+        shutil.rmtree(old, ignore_errors=True)
+        if folder.exists():
+            os.replace(folder, old)
+        os.replace(partial, folder)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise StorageError(f"{folder}: the model could not be written: {error}") from error
     shutil.rmtree(old, ignore_errors=True)
     return mark
 
@@ -81,12 +88,18 @@ def load(folder: str | Path) -> tuple[dict[str, np.ndarray], Card]:
         body = json.loads((folder / CARD).read_text())
         version = body.pop("format_version")
         if version != FORMAT_VERSION:
-            raise UserError(f"{folder}/{CARD}: format version {version}, this program reads {FORMAT_VERSION}")
+            raise UserError(
+                f"{folder}/{CARD}: format version {version}, this program reads {FORMAT_VERSION}; "
+                "use the version of hybridclip_jax that wrote it, or a newer one"
+            )
         expected = body.pop("fingerprint")
         card = Card(**body)
+        if card.kind not in TOWERS:
+            raise ValueError(f"kind is {card.kind!r}, not one of {', '.join(TOWERS)}")
         params = load_file(folder / WEIGHTS)
-    except (ValueError, KeyError, TypeError, OSError, SafetensorError) as error:
-        raise UserError(f"{folder}: damaged model folder: {error}") from error
+    except (ValueError, KeyError, TypeError, AttributeError, OSError, SafetensorError) as error:
+        reason = f"{error} is missing" if isinstance(error, KeyError) else error
+        raise UserError(f"{folder}: damaged model folder: {reason}") from error
     if fingerprint(params) != expected:
         raise UserError(f"{folder}/{WEIGHTS}: the weights are not those of the card (fingerprint differs)")
     return params, card
@@ -124,6 +137,14 @@ def tower(
         if have != need:
             raise UserError(f"{folder}: {name} is {have} in the folder and {need} in this model")
     return held
+
+
+def extract(folder: str | Path, which: str, out: Path) -> str:
+    """Writes one tower (`image` or `text`) of a dual folder as a folder of its own. Returns its fingerprint."""
+    params, card = load(folder)
+    kept = ("image",) if which == "image" else ("text", "context", "embed_dim")
+    architecture = {key: card.architecture[key] for key in kept}
+    return save(out, params, dataclasses.replace(card, kind=which, architecture=architecture))
 
 
 def _same(

@@ -69,7 +69,10 @@ class _Run:
 
     def go(self) -> None:
         state, start = self._restore()
-        self._announce(start)
+        if start == self.config.steps:
+            print(f"{self.workdir}: already finished at step {start:,}; give another --workdir to train anew")
+        else:
+            self._announce(start)
         self.writer = logs.MetricsWriter(self.workdir, start or None)
         self.bar = logs.Progress(self.config.steps, "train", "step", initial=start)
         try:

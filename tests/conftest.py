@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
@@ -13,6 +14,8 @@ os.environ["HYBRIDCLIP_PATIENT_KEY"] = "tests-only"
 
 import jax
 import pytest
+
+from hybridclip_jax import cli
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -25,3 +28,13 @@ def compilation_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     jax.config.update("jax_compilation_cache_dir", folder)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+@pytest.fixture(scope="session")
+def phantom_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A prepared store of 240 phantoms with splits train, val and test."""
+    out = tmp_path_factory.mktemp("stores") / "phantoms"
+    arguments = ["prepare", "--format", "phantom", "--seed", "5", "--count", "240", "--val-share", "0.2"]
+    parsed = cli.parse([*arguments, "--out", str(out)])
+    assert not parsed.run(parsed)
+    return out

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from hybridclip_jax import budget, build, config, models, state
+from hybridclip_jax import budget, build, cli, config, models, state
 from hybridclip_jax.commands import budget as command
 from hybridclip_jax.errors import UserError
 
@@ -21,9 +21,7 @@ RECIPE = str(Path(__file__).parents[1] / "configs" / "hybrid_cxr.py")
 
 
 def arguments(*argv: str) -> argparse.Namespace:
-    parser = argparse.ArgumentParser()
-    command.add_arguments(parser)
-    return parser.parse_args(argv)
+    return cli.parse(["budget", *argv])
 
 
 def small(**fields: object) -> config.ConfigDict:

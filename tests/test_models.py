@@ -224,12 +224,18 @@ def towers(make: Callable[[], nnx.Module]) -> Callable[[Flat, Any], list[jax.Arr
     return run
 
 
+@functools.cache  # compiled once; a mistake put into the modules has to go round it, by `fresh`
 def dino(config: DinoV3Config, numerics: models.Numerics = models.Numerics()) -> Callable[..., Any]:  # noqa: B008
     return towers(lambda: DinoV3(config, numerics, nnx.Rngs(0)))
 
 
+@functools.cache
 def text(config: ClipTextConfig, numerics: models.Numerics = models.Numerics()) -> Callable[..., Any]:  # noqa: B008
     return towers(lambda: ClipText(config, numerics, nnx.Rngs(0)))
+
+
+def fresh(make: Any, config: Any) -> Callable[..., Any]:
+    return make.__wrapped__(config)
 
 
 def worst(ours: list[Any], theirs: list[np.ndarray]) -> list[float]:
@@ -346,7 +352,7 @@ IMAGE_MISTAKES: dict[str, tuple[object, str, object]] = {
 
 def image_difference(init: str, change: Callable[[Flat], Flat] = lambda params: params) -> float:
     x = images(32, 48)
-    found = dino(DINO)(change(dino_params(torch_dino(DINO, init))), x)
+    found = fresh(dino, DINO)(change(dino_params(torch_dino(DINO, init))), x)
     return max(worst(found, dino_reference(DINO, init, x)))
 
 
@@ -393,19 +399,10 @@ def test_a_wrong_text_tower_fails(mistake: str, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(*TEXT_MISTAKES[mistake])
     ids = ids_of(16, [(7,), (15,)])
     params, projection = text_params(torch_text(TEXT, "mild"))
-    *found, pooled = text(TEXT)(params, ids)
+    *found, pooled = fresh(text, TEXT)(params, ids)
     difference = max(worst([*found, pooled @ projection], text_reference(TEXT, "mild", ids)))
     print(f"wrong text tower, {mistake}: {difference:.1e}")
     assert difference > 2 * TOLERANCE["mild"]
-
-
-def test_a_transposed_text_projection_fails() -> None:
-    """Silent by shape where embedding and width are equal, as in every published CLIP of width 512."""
-    params, projection = text_params(torch_text(TEXT, "mild"))
-    ids = ids_of(16, [(7,), (15,)])
-    pooled = np.asarray(text(TEXT)(params, ids)[-1])
-    square = projection[:EMBED]
-    assert np.max(np.abs(pooled[:, :EMBED] @ square - pooled[:, :EMBED] @ square.T)) > 1e-2
 
 
 # --- sizes

@@ -7,7 +7,7 @@ import argparse
 from hybridclip_jax.errors import UserError
 
 HELP = "what a run will cost before it starts: parameters, FLOPs, PF-days, hours, memory"
-EXAMPLE = "hybridclip budget --config=configs/hybrid_cxr.py --device v100 --devices 8 --use 0.4"
+EXAMPLE = "hybridclip budget --config=configs/hybrid_cxr.py --device v100 --devices 8 --use 0.4 --config.batch_size=128"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,5 +28,5 @@ def run(args: argparse.Namespace) -> None:
     # Imported here so that the other commands and --help do not wait for jax.
     from hybridclip_jax import budget, config
 
-    loaded = config.load(args.config)
+    loaded = config.load(args.config, args.overrides)
     print(f"{args.config}: " + budget.render(loaded, device=args.device, devices=args.devices, use=args.use))

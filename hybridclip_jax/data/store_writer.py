@@ -86,9 +86,8 @@ class StoreWriter:
                 raise UserError(f"label or section {name!r} has the name of another column: rename it in the source")
 
     def __enter__(self) -> StoreWriter:
-        if not self.out.parent.is_dir():
-            raise UserError(f"{self.out.parent}: no such folder for --out; make it first")
         with self._storage():
+            self.out.parent.mkdir(parents=True, exist_ok=True)
             self._lock_file = _take_lock(self._lock, self.out)
             try:
                 self._refuse_existing()

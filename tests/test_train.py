@@ -1,0 +1,221 @@
+"""Whole runs: what they write, that a killed one ends like one never killed, and how each fault ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import hybridclip_jax as hc
+from hybridclip_jax import config as configs
+from hybridclip_jax import logs, train
+from hybridclip_jax.errors import RunStopped, UserError
+
+ROOT = Path(__file__).parents[1]
+CONFIG = """
+from hybridclip_jax.config import add_eval, default
+
+def get_config():
+    config = default()
+    config.steps, config.eval_every, config.log_every, config.checkpoint.every = 8, 4, 2, 2
+    config.batch_size = 16
+    config.model.image.arch, config.model.text.arch = "dinov3_tiny32", "clip_text_tiny"
+    config.model.text.context, config.model.embed_dim = 96, 32
+    config.data.image_size, config.data.flip, config.data.sentences = 96, False, 3
+    config.data.train = "{store}:train"
+    config.optim.name, config.optim.learning_rate = "adamw", 1e-3
+    add_eval(config, "bare", data="{store}:val")
+    config.select.metric = "bare/auroc/mean"
+    return config
+"""
+
+
+@pytest.fixture(scope="module")
+def config_file(phantom_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("configs") / "small.py"
+    path.write_text(CONFIG.format(store=phantom_store))
+    return path
+
+
+def run(config_file: Path, workdir: Path, *overrides: str) -> None:
+    train.run(configs.load(str(config_file), [f"--config.{o}" for o in overrides]), workdir, "command")
+
+
+def command(config_file: Path, workdir: Path, *overrides: str) -> subprocess.Popen[str]:
+    environment = {**os.environ, "XLA_FLAGS": ""}
+    arguments = [f"--config={config_file}", f"--workdir={workdir}", *(f"--config.{o}" for o in overrides)]
+    return subprocess.Popen(
+        [sys.executable, "-m", "hybridclip_jax.main", *arguments],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def reproducible(workdir: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl without the values that measure time."""
+    lines = logs.read_metrics(workdir / "metrics.jsonl")
+    return [{k: v for k, v in line.items() if not logs.is_time_metric(k)} for line in lines]
+
+
+@pytest.fixture(scope="module")
+def finished(config_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    workdir = tmp_path_factory.mktemp("runs") / "whole"
+    process = command(config_file, workdir)
+    _, errors = process.communicate(timeout=240)
+    assert process.returncode == 0, errors
+    return workdir
+
+
+def test_a_run_leaves_what_scripts_rely_on(finished: Path) -> None:
+    lines = logs.read_metrics(finished / "metrics.jsonl")
+    assert [(line["step"], line["split"]) for line in lines] == [
+        (1, "train"), (2, "train"), (4, "train"), (4, "eval/bare"), (6, "train"), (8, "train"), (8, "eval/bare"),
+    ]  # fmt: skip
+    expected = {
+        "loss", "loss_i2t", "loss_t2i", "logit_scale", "learning_rate", "grad_norm", "grad_norm/image",
+        "grad_norm/text", "pairs_per_s", "step_ms", "input_wait_ms", "text_tokens", "truncated", "tflops", "mfu",
+        "pf_days_model", "pf_days_capacity", "wall_s",
+    }  # fmt: skip
+    assert expected <= lines[0].keys()
+    assert lines[-1]["auroc/n_labels"] == 8
+    assert lines[0]["logit_scale"] == pytest.approx(np.log(1 / 0.07))
+    best = json.loads((finished / "best.json").read_text())
+    assert best.keys() >= {"step", "metric", "value", "interval", "runner_up", "why"}
+    evaluated = {line["step"]: line["auroc/mean"] for line in lines if line["split"] == "eval/bare"}
+    assert best["value"] == max(evaluated.values()) == evaluated[best["step"]]
+    summary = json.loads((finished / "summary.json").read_text())
+    assert summary["finished"] and summary["step"] == 8 and summary["synthetic"]
+    assert json.loads((finished / "config.json").read_text())["batch_size"] == 16
+    assert "synthetic" in (finished / "report.html").read_text()
+    assert any((finished / "tb").iterdir())
+
+
+def test_the_chosen_model_loads_and_scores_as_in_training(finished: Path, phantom_store: Path) -> None:
+    from hybridclip_jax.data.store import Store
+    from hybridclip_jax.evals.metrics import auroc
+
+    model = hc.load(finished)
+    assert model.synthetic
+    store = Store.open(f"{phantom_store}:val")
+    images = model.encode_image(list(store.images(np.arange(len(store)))))
+    positive, negative = model.encode_text(["cardiomegaly", "no cardiomegaly"])
+    value, _ = auroc(images @ (positive - negative), store.labels["Cardiomegaly"])
+    best = json.loads((finished / "best.json").read_text())
+    lines = logs.read_metrics(finished / "metrics.jsonl")
+    noted = next(line for line in lines if line["split"] == "eval/bare" and line["step"] == best["step"])
+    assert value == pytest.approx(noted["auroc/Cardiomegaly"], abs=0.02)
+
+
+def test_a_finished_run_run_again_changes_nothing(finished: Path, config_file: Path) -> None:
+    before = (finished / "metrics.jsonl").read_bytes()
+    process = command(config_file, finished)
+    output, errors = process.communicate(timeout=240)
+    assert process.returncode == 0, errors
+    assert "already finished" in output
+    assert (finished / "metrics.jsonl").read_bytes() == before
+
+
+def test_killed_anywhere_it_ends_like_a_run_never_killed(finished: Path, config_file: Path, tmp_path: Path) -> None:
+    workdir, chance = tmp_path / "killed", random.Random(0)
+    kills = 0
+    for step in (1, 3, 4, 6):  # killed once this many lines are written, plus up to a second
+        process = command(config_file, workdir)
+        path = workdir / "metrics.jsonl"
+        deadline = time.monotonic() + 120
+        while process.poll() is None and time.monotonic() < deadline:
+            if path.exists() and len(path.read_text().splitlines()) > step:
+                time.sleep(chance.random())
+                break
+            time.sleep(0.01)
+        if process.poll() is None:
+            process.send_signal(signal.SIGKILL)
+            kills += 1
+        process.communicate()
+    process = command(config_file, workdir)
+    _, errors = process.communicate(timeout=240)
+    assert process.returncode == 0, errors
+    assert kills >= 1
+    assert reproducible(workdir) == reproducible(finished)
+    same = "best.json"
+    assert json.loads((workdir / same).read_text()) == json.loads((finished / same).read_text())
+    attempts = json.loads((workdir / "attempts.json").read_text())["attempts"]
+    assert len(attempts) >= kills
+
+
+def test_another_seed_is_another_run(finished: Path, config_file: Path, tmp_path: Path) -> None:
+    run(config_file, tmp_path / "other", "seed=1")
+    assert reproducible(tmp_path / "other")[0]["loss"] != reproducible(finished)[0]["loss"]
+
+
+def test_eight_devices_log_the_losses_of_one(finished: Path, config_file: Path, tmp_path: Path) -> None:
+    run(config_file, tmp_path / "eight")
+    losses = [[line["loss"] for line in reproducible(d) if "loss" in line] for d in (finished, tmp_path / "eight")]
+    np.testing.assert_allclose(*losses, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("data.train=missing", "missing"),
+        ("data.train={store}", "train"),
+        ("data.train={store}:tarin", "tarin"),
+        ("batch_size=4096", "4096.* records"),
+        ("batch_size=12", "12 does not divide among 8 devices"),
+        ("evals.bare.data={store}:train", "patients are in"),
+        ("evals.bare.data=", "evals.bare.data is empty"),
+        ("evals.bare.protocol=magic", "chexzero"),
+        ("model.image.weights=nowhere", "nowhere"),
+        ("compute.attention=cudnn", "NVIDIA"),
+        ("mesh.data=3", "does not divide"),
+        ("mesh.data=16", "8 devices"),
+    ],
+)
+def test_faults_end_before_the_first_step(
+    override: str, message: str, config_file: Path, phantom_store: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        run(config_file, tmp_path / "run", override.format(store=phantom_store))
+    assert "\n" not in str(caught.value)
+
+
+def test_another_config_in_the_same_folder_is_refused(finished: Path, config_file: Path) -> None:
+    with pytest.raises(UserError, match=r"optim\.learning_rate = 0\.001.*0\.5.*another --workdir"):
+        run(config_file, finished, "optim.learning_rate=0.5")
+
+
+def test_three_non_finite_steps_in_a_row_end_the_run(config_file: Path, tmp_path: Path) -> None:
+    process = command(config_file, tmp_path / "run", "optim.name=sgd", "optim.learning_rate=1e38")
+    _, errors = process.communicate(timeout=240)
+    assert process.returncode == 3
+    assert re.fullmatch(r"error: step \d+: 3 steps in a row without finite.*\n", errors)
+
+
+def test_a_run_at_chance_is_told_so_and_can_be_stopped(
+    config_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stuck = ["steps=500", "eval_every=500", "checkpoint.every=500", "log_every=25", "optim.learning_rate=0.0"]
+    stuck += ["data.image_size=32", "model.text.context=32", "mesh.data=1"]
+    run(config_file, tmp_path / "warned", *stuck)
+    assert "is at chance (ln 16 = 2.773)" in capsys.readouterr().out
+    with pytest.raises(RunStopped, match="is at chance"):
+        run(config_file, tmp_path / "stopped", *stuck, "watchdog.at_chance=stop")
+
+
+def test_flip_with_texts_that_name_sides_is_warned_of(
+    config_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(config_file, tmp_path / "flip", "data.flip=True", "steps=1")
+    assert re.search(r"warning: data.flip is on and \d+% of the texts name left or right", capsys.readouterr().out)
