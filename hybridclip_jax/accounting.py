@@ -139,27 +139,6 @@ def text_flops(text_arch: Any, *, embed_dim: int, text_tokens: int, texts: int) 
     return tally.forward
 
 
-def parameter_count(image_arch: Any, text_arch: Any, embed_dim: int) -> dict[str, int]:
-    """Parameters of `image`, `image_projection`, `text`, `text_projection`, `logit_scale`, from the sizes."""
-    D, hidden = image_arch.width, image_arch.mlp_hidden
-    biases = D * (1 + 2 * image_arch.qv_bias)
-    mlp = 3 * D * hidden + 2 * hidden + D if image_arch.gated else 2 * D * hidden + hidden + D
-    block = 4 * D + 4 * D * D + biases + 2 * D + mlp
-    patches = 3 * image_arch.patch**2 * D + D
-    image = (1 + image_arch.registers) * D + patches + image_arch.depth * block + 2 * D
-
-    W, hidden = text_arch.width, text_arch.mlp_hidden
-    block = 4 * W + 4 * W * W + 4 * W + 2 * W * hidden + hidden + W
-    text = (text_arch.vocab_size + text_arch.context) * W + text_arch.depth * block + 2 * W
-    return {
-        "image": image,
-        "image_projection": D * embed_dim,
-        "text": text,
-        "text_projection": W * embed_dim,
-        "logit_scale": 1,
-    }
-
-
 def pf_days(flops: float) -> float:
     """FLOPs -> PF-days, FLOPs / 8.64e19."""
     return flops / PF_DAY

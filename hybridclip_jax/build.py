@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from hybridclip_jax import modelfolder, models, objectives, optim, sharding, state, step
+from hybridclip_jax import modelfolder, models, objectives, optim, selection, sharding, state, step
 from hybridclip_jax.data import store as stores
 from hybridclip_jax.data.loader import TrainStream
 from hybridclip_jax.data.sentences import names_sides
@@ -141,7 +141,7 @@ def job(config: Any) -> Job:
             mesh=mesh,
         ),
         loaded=loaded,
-        warnings=tuple(_warnings(config, store)),
+        warnings=tuple(_warnings(config, store, evaluators)),
     )
 
 
@@ -214,6 +214,12 @@ def _evaluators(config: Any, tokenizer: Tokenizer, train: Store) -> dict[str, An
         )
         _refuse_leak(name, evaluator.store, train)
         evaluators[name] = evaluator
+    # Asked of empty lines now: a misspelt select.metric must not wait for the first evaluation.
+    lines = [
+        {"step": 0, "split": f"eval/{name}", **dict.fromkeys(evaluator.names())}
+        for name, evaluator in evaluators.items()
+    ]
+    selection.history(lines, config.select.metric)
     return evaluators
 
 
@@ -279,7 +285,7 @@ def card(job: Job) -> modelfolder.Card:
     )
 
 
-def _warnings(config: Any, store: Store) -> list[str]:
+def _warnings(config: Any, store: Store, evaluators: dict[str, Any]) -> list[str]:
     found = []
     share = names_sides(store.texts)
     if config.data.flip and share > 0:
@@ -287,4 +293,10 @@ def _warnings(config: Any, store: Store) -> list[str]:
             f"data.flip is on and {share:.0%} of the texts name left or right: a flipped image contradicts them; "
             "turn it off with --noconfig.data.flip"
         )
+    for name, evaluator in evaluators.items():
+        if evaluator.store.namespace != store.namespace:
+            found.append(
+                f"evals.{name}.data = {evaluator.store.spec} is not comparable by id with {store.spec} (their sources "
+                "differ): whether they share patients could not be checked"
+            )
     return found

@@ -15,8 +15,10 @@ from collections.abc import Iterator, Sequence
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from hybridclip_jax.data.transforms import CROPS
 from hybridclip_jax.errors import UserError
 from hybridclip_jax.models import IMAGE_ENCODERS, TEXT_ENCODERS
+from hybridclip_jax.objectives import OBJECTIVES
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -24,10 +26,10 @@ UNIT_LOGIT_RANGE = (0.0, math.log(100))
 
 # field -> the values it may take
 CHOICES: dict[str, tuple[str, ...]] = {
-    "objective": ("contrastive",),
+    "objective": tuple(OBJECTIVES),
     "model.image.arch": tuple(IMAGE_ENCODERS),
     "model.text.arch": tuple(TEXT_ENCODERS),
-    "data.crop": ("random", "random_resized", "none"),
+    "data.crop": CROPS,
     "data.sampler": ("shuffle",),
     "optim.name": ("sgd", "adamw"),
     "optim.schedule": ("constant", "cosine"),
@@ -217,6 +219,8 @@ def validate(config: ConfigDict) -> Iterator[str]:
         value = get(config, field)
         if not math.isfinite(value) or value < least:  # type: ignore[arg-type, operator]  # AT_LEAST names numbers
             yield f"{field} = {value}: must be at least {least:g}"
+    if config.seed >= 2**63:
+        yield f"seed = {config.seed}: must be below 2**63"
     if config.optim.momentum >= 1:
         yield f"optim.momentum = {config.optim.momentum}: must be below 1"
     if not 0 < config.model.temperature < math.inf:

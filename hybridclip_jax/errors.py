@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
+INTERRUPTED = 130
+
 
 class HybridClipError(Exception):
     """Base of every error that ends a command with one line and an exit code, never a traceback."""
@@ -31,10 +33,18 @@ class StorageError(HybridClipError):
 
 
 def run_or_exit(function: Callable[[], int | None]) -> int:
-    """Returns the function's exit code; an error of this module becomes one line on stderr and its code."""
+    """Returns the function's exit code; an error of this module becomes one line on stderr and its code.
+
+    So does what the system refuses (a full disk, a closed pipe: 4) and Ctrl-C (130, as shells have it).
+    """
     try:
         return function() or 0
     except HybridClipError as error:
-        message = " ".join(str(error).split())
-        print(f"error: {message}", file=sys.stderr)
-        return error.exit_code
+        message, code = str(error), error.exit_code
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        message, code = where + (error.strerror or str(error)), StorageError.exit_code
+    except KeyboardInterrupt:
+        message, code = "interrupted", INTERRUPTED
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    return code

@@ -90,6 +90,13 @@ class MetricsWriter:
         except OSError as error:
             raise self._refused(error) from error
 
+    def sync(self) -> None:
+        """Returns when the lines written so far are on the disk. Raises StorageError where it refuses."""
+        try:
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise self._refused(error) from error
+
     def close(self) -> None:
         self._file.close()
         self._events.close()

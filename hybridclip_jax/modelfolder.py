@@ -83,7 +83,7 @@ def load(folder: str | Path) -> tuple[dict[str, np.ndarray], Card]:
     """(parameters, card). Raises UserError for a missing, damaged, altered or newer folder."""
     folder = Path(folder)
     if not (folder / CARD).is_file():
-        raise UserError(f"{folder}: not a model folder (no {CARD}); convert weights with python -m converters to-jax")
+        raise UserError(f"{folder}: not a model folder (no {CARD}); name one, such as the best/ of a run")
     try:
         body = json.loads((folder / CARD).read_text())
         version = body.pop("format_version")

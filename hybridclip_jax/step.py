@@ -70,7 +70,7 @@ def make_step(
 ) -> Step:
     """(state, {"image": uint8 [B, S, S, C], "tokens": int32 [B, T]}) -> (state, metrics); the old state is donated.
 
-    A step whose loss or gradients are not finite leaves parameters, optimiser and objective as they were and is
+    A step whose loss, gradients or update are not finite leaves parameters, optimiser and objective as they were and is
     counted in `aux["nonfinite"]` = [total, in a row]; the metric `nonfinite` carries the same two numbers.
     """
 
@@ -86,8 +86,9 @@ def make_step(
         batch = {**batch, "image": normalise(batch["image"], mean, std)}
         (loss, (aux, metrics)), grads = jax.value_and_grad(loss_of, has_aux=True)(trained, frozen, state, batch, key)
         norm = optim.global_norm(grads)
-        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         updates, opt = optimizer.transform.update(grads, state.opt, trained)
+        # The update too: a finite gradient times a large rate would leave parameters that no later step can mend.
+        finite = jnp.isfinite(loss) & jnp.isfinite(norm) & jnp.isfinite(optim.global_norm(updates))
         params, aux = objective.after_update({**frozen, **optax.apply_updates(trained, updates)}, aux)
         params, opt, aux = _keep_if(finite, (params, opt, aux), (state.params, state.opt, state.aux["objective"]))
         nonfinite = _count_nonfinite(state.aux["nonfinite"], finite)
@@ -95,7 +96,8 @@ def make_step(
             "loss": loss,
             **metrics,
             "logit_scale": state.params["logit_scale"],
-            "learning_rate": jnp.asarray(optimizer.schedule(state.step), jnp.float32),
+            # The optimiser counts the updates it made: a skipped step does not move its schedule.
+            "learning_rate": jnp.asarray(optimizer.schedule(state.step - state.aux["nonfinite"][0]), jnp.float32),
             "grad_norm": norm,
             **_norms_by_tower(grads),
             "nonfinite": nonfinite,

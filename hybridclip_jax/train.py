@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import collections
+import contextlib
+import errno
+import fcntl
 import json
 import math
 import platform
@@ -47,9 +50,11 @@ def run(config: Any, workdir: Path, command: str) -> None:
 
     Raises UserError before the first step, RunStopped when the run cannot go on, StorageError when the disk refuses.
     """
-    _claim(config, workdir)
+    _refuse_another_run(config, workdir)
     job = build.job(config)
-    _Run(job, workdir, command).go()
+    _claim(config, workdir)  # only now: a config with a fault must not hold the folder against its correction
+    with _alone(workdir):
+        _Run(job, workdir, command).go()
 
 
 class _Run:
@@ -63,6 +68,7 @@ class _Run:
             self.devices[0].device_kind,
             len(self.devices),
             self.config.compute.dtype,
+            precision=jax.config.jax_default_matmul_precision,  # type: ignore[attr-defined]  # jax adds it at run time
             ledger=workdir / "attempts.json",
         )
         self.trained = job.model.optimizer.trainable
@@ -76,10 +82,13 @@ class _Run:
         self.writer = logs.MetricsWriter(self.workdir, start or None)
         self.bar = logs.Progress(self.config.steps, "train", "step", initial=start)
         try:
-            self._write_summary(start, finished=False)
+            self._write_summary(start, finished=start == self.config.steps)
             if start < self.config.steps:
                 state = self._train(state, start)
             self._finish()
+        except RunStopped as stopped:
+            self._stop(str(stopped))
+            raise
         finally:
             self.bar.close()
             self.writer.close()
@@ -87,14 +96,22 @@ class _Run:
     # --- start
 
     def _restore(self) -> tuple[TrainState, int]:
-        step = self.checkpoints.newest_verified()
+        saved, step = self.checkpoints.steps(), self.checkpoints.newest_verified()
+        for damaged in (n for n in saved if step is None or n > step):
+            print(f"warning: checkpoint {damaged:,} is damaged and not used; kept as checkpoints/damaged-{damaged}")
         if step is None:
             return build.fresh_state(self.job), 0
         state, notes = self.checkpoints.restore(step, build.restore_target(self.job))
-        if notes["train_store"] != self.job.store.fingerprint:
-            raise UserError(f"{self.job.store.spec}: changed since this run began; use another --workdir")
+        for spec, fingerprint in self._fingerprints().items():
+            if notes["stores"].get(spec) != fingerprint:
+                raise UserError(f"{spec}: changed since this run began; use another --workdir")
         self.meter.load_state(notes["meter"])
         return state, step
+
+    def _fingerprints(self) -> dict[str, str]:
+        """Of every store by its spec: another store's values in one metrics.jsonl would not compare."""
+        stores = [self.job.store, *(evaluator.store for evaluator in self.job.evaluators.values())]
+        return {store.spec: store.fingerprint for store in stores}
 
     def _announce(self, start: int) -> None:
         job, config = self.job, self.config
@@ -146,8 +163,11 @@ class _Run:
             self.meter.add(self._flops(width), seconds)
             if log:
                 self._refuse_nonfinite(*pending)
+                pending = None
                 self._log(step, metrics, host, window)
                 window = _Window()
+            else:
+                self.bar.update(step, self.bar.suffix)
             self._milestones(step, state)
         return state
 
@@ -161,17 +181,18 @@ class _Run:
         yield from queue
 
     def _refuse_nonfinite(self, step: int, metrics: dict[str, jax.Array]) -> None:
-        total, streak = (int(n) for n in metrics["nonfinite"])
+        total, streak = np.asarray(metrics["nonfinite"]).tolist()
         if not streak:
             return
         if streak >= NONFINITE_LIMIT:
             norms = {name: float(v) for name, v in metrics.items() if name.startswith("grad_norm/")}
-            where = ", ".join(name.split("/")[1] for name, v in norms.items() if not math.isfinite(v)) or "the loss"
+            parts = [name.split("/")[1] for name, norm in norms.items() if not math.isfinite(norm)]
+            where = ", ".join(parts) or ("the loss" if not math.isfinite(float(metrics["loss"])) else "the update")
             raise RunStopped(
-                f"step {step}: {streak} steps in a row without finite loss and gradients (first seen in: {where}); "
+                f"step {step}: {streak} steps in a row without finite loss, gradients and update (here: {where}); "
                 f"no such update was applied. Lower optim.learning_rate, or use compute.dtype=float32"
             )
-        self.bar.line(f"step {step}: loss or gradients not finite; update skipped ({total} so far)")
+        self.bar.line(f"step {step}: loss, gradients or update not finite; update skipped ({total} so far)")
 
     def _log(self, step: int, metrics: dict[str, jax.Array], host: Batch, window: _Window) -> None:
         values: dict[str, float | None] = {name: float(value) for name, value in metrics.items() if name != "nonfinite"}
@@ -272,19 +293,21 @@ class _Run:
         self.bar.line(f"warning: {text}")
 
     def _save(self, step: int, state: TrainState) -> None:
-        notes = {"train_store": self.job.store.fingerprint, "meter": self.meter.state_dict()}
+        notes = {"stores": self._fingerprints(), "meter": self.meter.state_dict()}
+        self.writer.sync()  # a resumed run keeps the lines up to its checkpoint, so they must outlive it
         self.checkpoints.save(step, state, notes)
         self._write_summary(step, finished=step == self.config.steps)
 
     # --- end
 
-    def _write_summary(self, step: int, *, finished: bool) -> None:
+    def _write_summary(self, step: int, *, finished: bool, stopped: str | None = None) -> None:
         lines = logs.read_metrics(self.workdir / logs.METRICS_FILE) if step else []
         rates = [line["pairs_per_s"] for line in lines if line["split"] == "train" and line.get("pairs_per_s")]
         summary = {
             "step": step,
             "steps": self.config.steps,
             "finished": finished,
+            "exit": stopped,
             "wall_s": lines[-1]["wall_s"] if lines else 0.0,
             "pairs_per_s": float(np.median(rates)) if rates else None,
             **self.meter.summary(),
@@ -312,6 +335,13 @@ class _Run:
             tower["count"] += math.prod(leaf.shape)
             tower["trainable"] += math.prod(leaf.shape) * (name in self.trained)
         return counts
+
+    def _stop(self, why: str) -> None:
+        """Leaves the report of a run that cannot go on: that is when somebody wants to see its curves."""
+        self.bar.close()
+        reached = max(line["step"] for line in logs.read_metrics(self.workdir / logs.METRICS_FILE))
+        self._write_summary(reached, finished=False, stopped=why)
+        report.render(self.workdir)
 
     def _finish(self) -> None:
         self.bar.close()
@@ -352,22 +382,47 @@ def _versions() -> dict[str, str]:
 
 
 def _claim(config: Any, workdir: Path) -> None:
-    """Notes the resolved config in `workdir`; refuses a folder that holds a run of another config.
+    """Notes the resolved config in `workdir`, once. Raises StorageError when the disk refuses."""
+    path = workdir / "config.json"
+    if path.exists():
+        return
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(f"{workdir}: {error.strerror}") from error
+    _write_whole(path, configs.to_json(config))
+
+
+@contextlib.contextmanager
+def _alone(workdir: Path) -> Iterator[None]:
+    """Holds `workdir` for this process. Raises UserError where another attempt of the run is at work in it."""
+    with (workdir / "config.json").open("r+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # goes with the process, however that ends
+        except BlockingIOError as error:
+            raise UserError(f"{workdir}: this run is going on already; wait for it, or use another --workdir") from error
+        except OSError as error:
+            # Some cluster file systems are mounted without locks; two at once then stay the user's to avoid.
+            if error.errno not in (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK):
+                raise
+        yield
+
+
+def _refuse_another_run(config: Any, workdir: Path) -> None:
+    """Raises UserError where `workdir` holds a run of another config.
 
     The mesh may differ between attempts: a run may move to other devices.
     """
-    path, text = workdir / "config.json", configs.to_json(config)
+    path = workdir / "config.json"
     try:
-        workdir.mkdir(parents=True, exist_ok=True)
         if not path.exists():
-            path.write_text(text)
             return
         earlier = _flat(json.loads(path.read_text()))
     except OSError as error:
         raise StorageError(f"{path}: {error.strerror}") from error
     except ValueError as error:
         raise UserError(f"{path}: damaged ({error}); use another --workdir") from error
-    now = _flat(json.loads(text))
+    now = _flat(json.loads(configs.to_json(config)))
     changed = [k for k in sorted(earlier.keys() | now.keys()) if earlier.get(k) != now.get(k)]
     changed = [field for field in changed if not field.startswith("mesh.")]
     if changed:
@@ -385,10 +440,21 @@ def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def _read_json(path: Path) -> Any:
-    return json.loads(path.read_text()) if path.exists() else None
+    """The file's value, or None where there is none that can be read: the next evaluation writes it anew."""
+    try:
+        return json.loads(path.read_text())
+    except (FileNotFoundError, ValueError):
+        return None
 
 
 def _write_json(path: Path, body: Any) -> None:
+    _write_whole(path, json.dumps(body, indent=2) + "\n")
+
+
+def _write_whole(path: Path, text: str) -> None:
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(body, indent=2) + "\n")
-    partial.replace(path)
+    try:
+        partial.write_text(text)
+        partial.replace(path)
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be written: {error.strerror}") from error

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Makes the two small towers that ship in configs/towers: each from its own run on phantoms of its own, an hour and a
-# half on two CPU cores. Needed only to make them anew; configs/towers/README.md has the fingerprints of those shipped.
+# Makes the two small towers that ship in configs/towers: each from its own run on phantoms of its own, about half an
+# hour on two CPU cores. Needed only to make them anew; configs/towers/README.md has the fingerprints of those shipped.
 #
 #   bash launch/demo_towers.sh
 set -euo pipefail
@@ -25,7 +25,6 @@ print(tower, modelfolder.extract(run / 'best', tower, pathlib.Path('configs/towe
 }
 
 prepare stores/towers_image 101
-train image_first
 train image
 extract image
 prepare stores/towers_text 202

@@ -172,6 +172,7 @@ def test_overrides_reach_their_fields_as_their_types(plain: str) -> None:
         ("--config.model.temperature=0", "model.temperature = 0.0: must be above 0"),
         ("--config.model.temperature=nan", "model.temperature = nan: must be above 0"),
         ("--config.seed=-1", "seed = -1: must be at least 0"),
+        (f"--config.seed={2**63}", "must be below 2**63"),
         ("--config.batch_size=1", "batch_size = 1: must be at least 2"),
         ("--config.data.image_size=225", "data.image_size = 225: must be a multiple of the patch, 16"),
     ],

@@ -153,7 +153,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "truncated weights": (lambda f: os.truncate(f / WEIGHTS, 500), "damaged model folder: "),
     "empty weights": (lambda f: os.truncate(f / WEIGHTS, 0), "damaged model folder: "),
     "no weights": (lambda f: (f / WEIGHTS).unlink(), "damaged model folder: No such file or directory: "),
-    "no card": (lambda f: (f / CARD).unlink(), f"not a model folder (no {CARD}); convert weights with"),
+    "no card": (lambda f: (f / CARD).unlink(), f"not a model folder (no {CARD}); name one, such as"),
     "nothing at all": (shutil.rmtree, f"not a model folder (no {CARD})"),
     "a newer format": (edit(format_version=2), "format version 2, this program reads 1; "),
     "no format": (edit(format_version=None), "damaged model folder: 'format_version' is missing"),

@@ -40,12 +40,12 @@ N_FIT, N_TEST = 500, 300
 # hybridclip_jax/data/phantom_findings.py with it, and take the new hashes from this test's message.
 GOLDEN = {
     "easy": (
-        "64e51d028701c028306e995067812fd07eeb12ebe0fa03a2602ddf3d40015f3e",
-        "a8fd5a09aaeee9e9d3f3ea617843e2dbd7f2076f054107f63753bdfdaa64e3d6",
+        "0423335a29499c3f4df8a23fe314bac8f518dce40856e99affd33d8956fb64ac",
+        "0e527893cd627fea377467f9337d1361471d6c26508cc7808678753158b7e3e9",
     ),
     "hard": (
-        "bb8ad8622987453f6089703fbb57920a76c74c7de93c05cacad0b444768bfc8a",
-        "f59aef2a6c5e2cd4d7e59b15942de7a24621cf87ed8c6d03cae4c5999c97791c",
+        "1b341c4cbb2bc66be851f79331f4504cc57373ce1a9f024784acf63f28b54b7b",
+        "68fbc10d5e8f173c05189692da4c1199ffe3f54df3a197bc68c807d911272149",
     ),
 }
 
@@ -202,7 +202,8 @@ def test_reports_affirm_all_that_is_present_and_nothing_else(reports: Reports) -
 def test_lengths_run_from_a_dozen_tokens_to_beyond_the_context(reports: Reports) -> None:
     tokenizer = Tokenizer()
     lengths = np.array([len(tokenizer.encode(text)) + 2 for _, text in reports[1]])
-    assert lengths.min() <= 18
+    # hard reports negate most of what is absent, which takes words
+    assert lengths.min() <= {"easy": 18, "hard": 30}[reports[0]]
     assert 0.008 < (lengths > 512).mean() < 0.035
     assert 30 <= np.percentile(lengths, 15) < np.percentile(lengths, 50) < np.percentile(lengths, 90) <= 130
 
@@ -296,6 +297,7 @@ def test_splits_divide_patients_and_seeds_share_none() -> None:
         ("--seed", "-1"),
         ("--train-share", "0.9", "--val-share", "0.2"),
         ("--val-share", "-0.1"),
+        ("--val-share", "nan"),
     ],
 )
 def test_wrong_flags_are_named(flags: tuple[str, ...]) -> None:

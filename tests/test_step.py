@@ -194,6 +194,15 @@ def test_a_non_finite_update_is_not_applied_and_is_counted() -> None:
     assert int(current.step) == 3
 
 
+def test_an_update_that_overflows_is_not_applied() -> None:
+    built = build(data=1, learning_rate=1e38)
+    before = jax.device_get(built.state.params)
+    current, metrics = built.step(built.state, sharding.to_global(host_batch(0), built.mesh))
+    assert metrics["nonfinite"].tolist() == [1, 1]
+    assert np.isfinite([metrics["loss"], metrics["grad_norm"]]).all()
+    jax.tree.map(np.testing.assert_array_equal, before, jax.device_get(current.params))
+
+
 def test_frozen_parameters_stay_and_have_no_momentum() -> None:
     built = build(data=1, groups=(("image/.*", 0.0, 0.0), (".*", 1.0, 1.0)))
     before = jax.device_get(built.state.params)

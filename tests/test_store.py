@@ -164,6 +164,13 @@ def test_one_split_needs_no_name_and_a_colon_in_the_path_is_no_split(tmp_path: P
     assert Store.open(f"{out}:only").split == "only"
 
 
+def test_a_tilde_in_a_path_is_a_name_like_any_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("~").mkdir()
+    write(Path("~") / "s", [record(1, "all")])
+    assert len(Store.open("~/s")) == 1
+
+
 def edited(tmp_path: Path, **changes: object) -> str:
     out = write(tmp_path / "s", [record(1, "all")])
     path = out / "manifest.json"
@@ -237,8 +244,13 @@ def test_an_existing_output_is_never_touched(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="already exists"):
         write(tmp_path / "folder", [record(2, "all")])
     assert leftovers(tmp_path) == ["folder", "s"]
-    with pytest.raises(UserError, match="no such folder for --out"):
-        write(tmp_path / "none" / "s", [record(1, "all")])
+    assert write(tmp_path / "new" / "s", [record(1, "all")]).is_dir()  # folders above it are made
+
+
+@pytest.mark.parametrize("name", ["", ".", "/", "a\0b"])
+def test_an_output_without_a_name_is_refused(name: str) -> None:
+    with pytest.raises(UserError, match="--out .*: not a name for a new folder"):
+        write(Path(name), [record(1, "all")])
 
 
 def test_two_writers_of_one_output_refuse_each_other(tmp_path: Path) -> None:

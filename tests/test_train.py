@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -121,11 +123,14 @@ def test_the_chosen_model_loads_and_scores_as_in_training(finished: Path, phanto
 
 def test_a_finished_run_run_again_changes_nothing(finished: Path, config_file: Path) -> None:
     before = (finished / "metrics.jsonl").read_bytes()
+    assert "not finished" not in (finished / "report.html").read_text()
     process = command(config_file, finished)
     output, errors = process.communicate(timeout=240)
     assert process.returncode == 0, errors
     assert "already finished" in output
     assert (finished / "metrics.jsonl").read_bytes() == before
+    assert json.loads((finished / "summary.json").read_text())["finished"]
+    assert "not finished" not in (finished / "report.html").read_text()
 
 
 def test_killed_anywhere_it_ends_like_a_run_never_killed(finished: Path, config_file: Path, tmp_path: Path) -> None:
@@ -155,6 +160,28 @@ def test_killed_anywhere_it_ends_like_a_run_never_killed(finished: Path, config_
     assert len(attempts) >= kills
 
 
+def test_two_attempts_at_once_are_refused(finished: Path, config_file: Path) -> None:
+    before = (finished / "metrics.jsonl").read_bytes()
+    with (finished / "config.json").open("r+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match="this run is going on already"):
+            run(config_file, finished)
+    assert (finished / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_damaged_checkpoint_is_spoken_of(
+    finished: Path, config_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    workdir = tmp_path / "damaged"
+    shutil.copytree(finished, workdir)
+    (workdir / "checkpoints" / "8" / "manifest.json").write_text("{}")
+    run(config_file, workdir, "mesh.data=1")
+    output = capsys.readouterr().out
+    assert "warning: checkpoint 8 is damaged" in output
+    assert "resuming at step 6" in output
+    assert reproducible(workdir) == reproducible(finished)
+
+
 def test_another_seed_is_another_run(finished: Path, config_file: Path, tmp_path: Path) -> None:
     run(config_file, tmp_path / "other", "seed=1")
     assert reproducible(tmp_path / "other")[0]["loss"] != reproducible(finished)[0]["loss"]
@@ -177,6 +204,7 @@ def test_eight_devices_log_the_losses_of_one(finished: Path, config_file: Path, 
         ("evals.bare.data={store}:train", "patients are in"),
         ("evals.bare.data=", "evals.bare.data is empty"),
         ("evals.bare.protocol=magic", "chexzero"),
+        ("select.metric=bare/auroc/maen", "did you mean auroc/mean"),
         ("model.image.weights=nowhere", "nowhere"),
         ("compute.attention=cudnn", "NVIDIA"),
         ("mesh.data=3", "does not divide"),
@@ -189,6 +217,7 @@ def test_faults_end_before_the_first_step(
     with pytest.raises(UserError, match=message) as caught:
         run(config_file, tmp_path / "run", override.format(store=phantom_store))
     assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()  # the corrected command may use the folder
 
 
 def test_another_config_in_the_same_folder_is_refused(finished: Path, config_file: Path) -> None:
@@ -200,7 +229,8 @@ def test_three_non_finite_steps_in_a_row_end_the_run(config_file: Path, tmp_path
     process = command(config_file, tmp_path / "run", "optim.name=sgd", "optim.learning_rate=1e38")
     _, errors = process.communicate(timeout=240)
     assert process.returncode == 3
-    assert re.fullmatch(r"error: step \d+: 3 steps in a row without finite.*\n", errors)
+    assert re.fullmatch(r"error: step 3: 3 steps in a row without finite.*\(here: the update\).*\n", errors)
+    assert "3 steps in a row" in (tmp_path / "run" / "report.html").read_text()
 
 
 def test_a_run_at_chance_is_told_so_and_can_be_stopped(

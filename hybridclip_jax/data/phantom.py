@@ -48,7 +48,7 @@ _LINES = {
     ),
 }  # fmt: skip
 # Centre and half-size, u v.
-_BOXES = {"pacemaker": ((0.55, -0.50), (0.115, 0.095)), "port": ((-0.48, -0.42), (0.055, 0.055))}
+_BOXES = {"pacemaker": ((0.55, -0.50), (0.17, 0.14)), "port": ((-0.48, -0.42), (0.09, 0.09))}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -227,7 +227,7 @@ def _add_lines(film_SS: np.ndarray, kind: str, pose: Pose, draws: Draws, difficu
         if u_end > -0.1:  # a tip in the vena cava has no room to move sideways
             u_end = u_end + du
         lines.append(pose.pixels([(u, v), *middle, (u_end, v_end + dv)]))
-    add_strokes(film_SS, lines, 1.6, density)
+    add_strokes(film_SS, lines, difficulty.device_line, density)
 
 
 def phantom(seed: int, index: int, difficulty: Difficulty) -> tuple[np.ndarray, dict[str, Finding]]:

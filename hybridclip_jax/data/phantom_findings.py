@@ -11,7 +11,7 @@ import numpy as np
 
 T = TypeVar("T")
 
-VERSION = "1"
+VERSION = "2"
 RATE = 0.25  # of each finding; seven of them leave 0.75**7 = 0.13 of the phantoms without any
 FINDINGS = (
     "Cardiomegaly",
@@ -58,6 +58,7 @@ class Difficulty:
     nodule_radius: Range  # pixels of the 320
     nodule_density: Range
     device_density: Range
+    device_line: float  # radius of leads and tubes, pixels of the 320
     negated: float  # share of absent findings that the report mentions
 
 
@@ -81,6 +82,7 @@ EASY = Difficulty(
     nodule_radius=(16.0, 24.0),
     nodule_density=(0.42, 0.55),
     device_density=(0.5, 0.6),
+    device_line=2.5,
     negated=0.35,
 )
 HARD = Difficulty(
@@ -103,6 +105,7 @@ HARD = Difficulty(
     nodule_radius=(7.0, 13.0),
     nodule_density=(0.22, 0.35),
     device_density=(0.25, 0.4),
+    device_line=1.6,
     negated=0.7,
 )
 DIFFICULTIES = {"easy": EASY, "hard": HARD}

@@ -103,7 +103,10 @@ def prepare(
         outcome = plan.outcome()
         if not outcome.kept:
             reasons = ", ".join(f"{reason} {count}" for reason, count in outcome.skipped.items())
-            raise UserError(f"none of the {outcome.read} rows could be kept ({reasons}): no store was made")
+            raise UserError(
+                f"none of the {outcome.read} rows could be kept ({reasons}): mend the source, or name the"
+                " folder of its images with --images; no store was made"
+            )
         for reason, skipped in outcome.skipped_rows.items():
             for row in skipped:
                 writer.skip(row, reason)

@@ -72,7 +72,8 @@ class Store:
         self._shards: dict[int, np.ndarray] = {}
 
         try:
-            table = pq.read_table(path / TABLE)
+            with (path / TABLE).open("rb") as file:  # given a path, pyarrow would expand a "~" in it
+                table = pq.read_table(file)
         except (OSError, pa.ArrowException) as error:
             raise UserError(f"{path / TABLE} is damaged: copy the store again, or run prepare again") from error
         if table.num_rows != manifest["records"]:

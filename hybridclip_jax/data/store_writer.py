@@ -59,7 +59,7 @@ class StoreWriter:
     nothing appears.
 
     Raises:
-        UserError: `out` exists, another run is writing it, its parent is missing, or a label or section has
+        UserError: `out` exists, another run is writing it, it has no name, or a label or section has
             the name of a fixed column.
         StorageError: the disk refuses.
     """
@@ -72,6 +72,8 @@ class StoreWriter:
         self.labels = labels
         self.sections = sections
         self.synthetic = synthetic
+        if not out.name or "\0" in str(out):
+            raise UserError(f"--out {str(out)!r}: not a name for a new folder; give one, such as stores/train")
         self._partial = out.with_name(out.name + ".partial")
         self._lock = out.with_name(out.name + ".lock")
         self._lock_file: int | None = None

@@ -44,7 +44,7 @@ class ZeroShot:
         self.labels = tuple(self.store.label_names)
         if not self.labels:
             raise UserError(
-                f"{config['data']} has no label columns: zero-shot needs them; re-run prepare with --labels"
+                f"{config['data']} has no label columns: zero-shot needs them; run prepare again with --label-columns"
             )
         for label in self.labels:
             values = self.store.labels[label]
@@ -100,6 +100,10 @@ class ZeroShot:
             if missing:
                 values["auroc_why/mean5"] = f"undefined for {', '.join(missing)}"
         return values
+
+    def names(self) -> tuple[str, ...]:
+        """Names of the values that `run` gives, known before any image is encoded."""
+        return tuple(self.score(np.zeros((len(self.store), len(self.labels)))))
 
     def run(self, encode: Encode, params: Mapping[str, Any]) -> dict[str, float | str | None]:
         """One evaluation of `params`: see `score` for the names."""

@@ -40,28 +40,11 @@ class Block(nnx.Module):
 
     def __init__(self, config: ClipTextConfig, numerics: Numerics, rngs: nnx.Rngs) -> None:
         width = config.width
-        residual_std = width**-0.5 * (2 * config.depth) ** -0.5
+        stds = layers.init_stds(width, config.depth)
         self.norm1 = layers.layer_norm(width, numerics, rngs)
-        self.attn = layers.Attention(
-            width,
-            config.heads,
-            numerics,
-            rngs,
-            causal=True,
-            biases="qkvo",
-            std=width**-0.5,
-            out_std=residual_std,
-        )
+        self.attn = layers.Attention(width, config.heads, numerics, rngs, causal=True, biases="qkvo", stds=stds)
         self.norm2 = layers.layer_norm(width, numerics, rngs)
-        self.mlp = layers.Mlp(
-            width,
-            config.mlp_hidden,
-            layers.quick_gelu,
-            numerics,
-            rngs,
-            std=(2 * width) ** -0.5,
-            out_std=residual_std,
-        )
+        self.mlp = layers.Mlp(width, config.mlp_hidden, layers.quick_gelu, numerics, rngs, stds=stds)
 
     def __call__(self, x: Array) -> Array:
         x = x + self.attn(self.norm1(x))

@@ -60,7 +60,7 @@ class PatchEmbed(nnx.Module):
 
     def __init__(self, patch: int, width: int, numerics: Numerics, rngs: nnx.Rngs) -> None:
         self.patch, self.dtype = patch, numerics.dtype
-        self.kernel = nnx.Param(layers.normal(0.02)(rngs.params(), (patch, patch, 3, width)))
+        self.kernel = nnx.Param(layers.normal((patch * patch * 3) ** -0.5)(rngs.params(), (patch, patch, 3, width)))
         self.bias = nnx.Param(jnp.zeros((width,)))
 
     def __call__(self, x_BHWC: Array) -> Array:
@@ -104,15 +104,16 @@ class Block(nnx.Module):
 
     def __init__(self, config: DinoV3Config, numerics: Numerics, rngs: nnx.Rngs) -> None:
         width = config.width
+        stds = layers.init_stds(width, config.depth)
         self.norm1 = layers.layer_norm(width, numerics, rngs)
         biases = "qvo" if config.qv_bias else "o"
-        self.attn = layers.Attention(width, config.heads, numerics, rngs, causal=False, biases=biases)
+        self.attn = layers.Attention(width, config.heads, numerics, rngs, causal=False, biases=biases, stds=stds)
         self.ls1 = nnx.Param(jnp.full((width,), LAYER_SCALE_INIT, jnp.float32))
         self.norm2 = layers.layer_norm(width, numerics, rngs)
         self.mlp: nnx.Module = (
-            layers.GatedMlp(width, config.mlp_hidden, numerics, rngs)
+            layers.GatedMlp(width, config.mlp_hidden, numerics, rngs, stds=stds)
             if config.gated
-            else layers.Mlp(width, config.mlp_hidden, layers.gelu_exact, numerics, rngs)
+            else layers.Mlp(width, config.mlp_hidden, layers.gelu_exact, numerics, rngs, stds=stds)
         )
         self.ls2 = nnx.Param(jnp.full((width,), LAYER_SCALE_INIT, jnp.float32))
 
@@ -126,8 +127,9 @@ class DinoV3(nnx.Module):
 
     def __init__(self, config: DinoV3Config, numerics: Numerics, rngs: nnx.Rngs) -> None:
         self.config, self.numerics = config, numerics
-        self.cls_token = nnx.Param(layers.normal(0.02)(rngs.params(), (1, 1, config.width)))
-        self.register_tokens = nnx.Param(layers.normal(0.02)(rngs.params(), (1, config.registers, config.width)))
+        std = config.width**-0.5
+        self.cls_token = nnx.Param(layers.normal(std)(rngs.params(), (1, 1, config.width)))
+        self.register_tokens = nnx.Param(layers.normal(std)(rngs.params(), (1, config.registers, config.width)))
         self.patch_embed = PatchEmbed(config.patch, config.width, numerics, rngs)
         self.blocks = nnx.List([Block(config, numerics, rngs) for _ in range(config.depth)])
         self.norm = layers.layer_norm(config.width, numerics, rngs)

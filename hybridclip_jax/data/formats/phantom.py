@@ -65,7 +65,7 @@ def _read(args: argparse.Namespace) -> Source:
         raise UserError(f"--count {args.count}: give the number of phantoms to draw, at least 1")
     if args.seed < 0:
         raise UserError(f"--seed {args.seed}: give a seed of at least 0")
-    if args.train_share < 0 or args.val_share < 0 or args.train_share + args.val_share > 1 + 1e-9:
+    if not (args.train_share >= 0 and args.val_share >= 0 and args.train_share + args.val_share <= 1 + 1e-9):
         raise UserError(
             f"--train-share {args.train_share} --val-share {args.val_share}: give shares of at least 0 "
             "that add up to at most 1; what is left is the test split"

@@ -78,7 +78,7 @@ def _decode(path: Path, raw: bytes, json_lines: bool) -> str:
         start = error.start + (len(codecs.BOM_UTF8) if raw.startswith(codecs.BOM_UTF8) else 0)
         before = raw[:start].decode("utf-8-sig")
         # A character that ends nothing keeps the row being read, even where the bad byte is its first.
-        fields_before = [fields for fields in _reader(path, before + "x") if fields] if not json_lines else []
+        fields_before = [fields for fields in _reader(path, before + "x", strict=False) if fields] if not json_lines else []
         row = before.count("\n") + 1 if json_lines else len(fields_before) - 1
         where = f"row {row}" if row > 0 else "the header"
         raise UserError(
@@ -86,11 +86,12 @@ def _decode(path: Path, raw: bytes, json_lines: bool) -> str:
         ) from error
 
 
-def _reader(path: Path, text: str) -> Iterator[list[str]]:
+def _reader(path: Path, text: str, *, strict: bool = True) -> Iterator[list[str]]:
     header = text.split("\n", 1)[0]
     # open_clip's tables are tab separated whatever their name.
     tabs = path.suffix.lower() in _TABS or ("\t" in header and "," not in header)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter="\t" if tabs else ",")
+    # Not strict, the rows behind a quote left open would become part of one cell in silence.
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter="\t" if tabs else ",", strict=strict)
     done = 0
     try:
         for fields in reader:

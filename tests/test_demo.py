@@ -1,0 +1,105 @@
+"""The demo as a person runs it, what it must reach, and that it reaches nothing when texts belong to other images."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from hybridclip_jax import build, cli, config, logs, sharding
+from hybridclip_jax.data.formats import FORMATS, Source, Study
+from hybridclip_jax.data.prepare import Options, prepare
+
+ROOT = Path(__file__).parents[1]
+GOLDEN = Path(__file__).parent / "golden" / "demo_step.json"
+TEMPLATED, BARE = "eval/templated", "eval/bare"
+
+
+def stores(path: Path) -> list[str]:
+    return [f"--config.data.train={path}:train"] + [
+        f"--config.evals.{name}.data={path}:test" for name in ("templated", "bare")
+    ]
+
+
+def train(workdir: Path, *overrides: str) -> list[dict[str, object]]:
+    """Runs configs/demo.py in a process of its own on one device; the lines of its metrics.jsonl."""
+    command = [sys.executable, "-m", "hybridclip_jax.main", "--config=configs/demo.py", f"--workdir={workdir}"]
+    subprocess.run([*command, *overrides], cwd=ROOT, env={**os.environ, "XLA_FLAGS": ""}, check=True, timeout=1500)
+    return logs.read_metrics(workdir / "metrics.jsonl")
+
+
+def test_one_step_gives_the_golden_metrics(phantom_store: Path) -> None:
+    """When this fails and the numbers were meant to change (model, data, loss, optimiser, towers), say so in the
+    commit and write them anew with HYBRIDCLIP_UPDATE_GOLDEN=1; otherwise it is a bug."""
+    loaded = config.load(str(ROOT / "configs/demo.py"), [*stores(phantom_store), "--config.mesh.data=1"])
+    with loaded.unlocked():
+        for evaluation in loaded.evals.values():
+            evaluation.data = f"{phantom_store}:val"
+        for tower in ("image", "text"):
+            loaded.model[tower].weights = str(ROOT / loaded.model[tower].weights)
+    job = build.job(loaded)
+    batch = job.stream.batch(0)
+    _, metrics = job.step(
+        build.fresh_state(job), sharding.to_global({"image": batch.image, "tokens": batch.tokens}, job.mesh)
+    )
+    found = {name: float(value) for name, value in jax.device_get(metrics).items() if np.ndim(value) == 0}
+    if os.environ.get("HYBRIDCLIP_UPDATE_GOLDEN"):
+        GOLDEN.write_text(json.dumps(found, indent=2, sort_keys=True) + "\n")
+    assert found == pytest.approx(json.loads(GOLDEN.read_text()), rel=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_the_demo_learns_every_label_and_reads_both_forms_of_prompt_alike(tmp_path: Path) -> None:
+    made = cli.parse(
+        ["prepare", "--format", "phantom", "--seed", "1", "--count", "4000", "--out", str(tmp_path / "demo")]
+    )
+    assert not made.run(made)
+    lines = train(tmp_path / "run", *stores(tmp_path / "demo"))
+    last = {line["split"]: line for line in lines if line["step"] == lines[-1]["step"]}
+    for split in (TEMPLATED, BARE):
+        aurocs = {name: value for name, value in last[split].items() if name.startswith("auroc/")}
+        labels = {name: value for name, value in aurocs.items() if name not in ("auroc/mean", "auroc/n_labels")}
+        assert len(labels) == 8
+        assert aurocs["auroc/mean"] >= 0.80, aurocs
+        assert min(labels.values()) >= 0.65, aurocs
+    assert abs(last[TEMPLATED]["auroc/mean"] - last[BARE]["auroc/mean"]) <= 0.05
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_texts_shuffled_against_images_teach_nothing(tmp_path: Path) -> None:
+    parser = argparse.ArgumentParser()
+    FORMATS["phantom"].add_arguments(parser)
+    arguments = parser.parse_args(["--count", "3000", "--seed", "1"])
+    arguments.source = arguments.images = None
+    source = FORMATS["phantom"].read(arguments)
+    prepare(shuffled(source), tmp_path / "shuffled", Options(), format_name="phantom")
+    lines = train(tmp_path / "run", *stores(tmp_path / "shuffled"), "--config.steps=200")
+    last = {line["split"]: line for line in lines if line["step"] == 200}
+    for split in (TEMPLATED, BARE):
+        assert last[split]["auroc/mean"] == pytest.approx(0.5, abs=0.06)
+    losses = [line["loss"] for line in lines if line["split"] == "train" and line["step"] > 100]
+    assert np.mean(losses) > math.log(64) - 0.05
+
+
+def shuffled(source: Source) -> Source:
+    """The same images and labels, each with the report of another study."""
+    studies = [study for study in source.studies if isinstance(study, Study)]
+    order = np.random.default_rng(0).permutation(len(studies))
+    return dataclasses.replace(
+        source,
+        studies=[
+            dataclasses.replace(study, text=studies[other].text, sections=studies[other].sections)
+            for study, other in zip(studies, order, strict=True)
+        ],
+    )
