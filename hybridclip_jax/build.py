@@ -212,15 +212,27 @@ def _evaluators(config: Any, tokenizer: Tokenizer, train: Store) -> dict[str, An
             image_size=config.data.image_size,
             batch_size=config.batch_size,
         )
+        _refuse_other_pixels(name, evaluator.store, train)
         _refuse_leak(name, evaluator.store, train)
         evaluators[name] = evaluator
-    # Asked of empty lines now: a misspelt select.metric must not wait for the first evaluation.
-    lines = [
-        {"step": 0, "split": f"eval/{name}", **dict.fromkeys(evaluator.names())}
-        for name, evaluator in evaluators.items()
-    ]
-    selection.history(lines, config.select.metric)
+    # Asked now: a misspelt or undefined select.metric must not wait for the first evaluation.
+    lines = [{"step": 0, "split": f"eval/{name}", **evaluator.at_chance()} for name, evaluator in evaluators.items()]
+    if evaluators and not selection.history(lines, config.select.metric):
+        raise UserError(
+            f"select.metric = {config.select.metric}: undefined on that store (a label needs records that have it "
+            "and records that do not); use another metric or another store"
+        )
     return evaluators
+
+
+def _refuse_other_pixels(name: str, held_out: Store, train: Store) -> None:
+    ours, theirs = train.manifest["preprocessing"], held_out.manifest["preprocessing"]
+    for rule in sorted(ours.keys() | theirs.keys()):
+        if ours.get(rule) != theirs.get(rule):
+            raise UserError(
+                f"evals.{name}.data = {held_out.spec}: prepared with {rule} = {theirs.get(rule)}, but {train.spec} "
+                f"with {ours.get(rule)}; prepare both alike"
+            )
 
 
 def _refuse_leak(name: str, held_out: Store, train: Store) -> None:
@@ -277,8 +289,12 @@ def card(job: Job) -> modelfolder.Card:
         tokenizer=job.tokenizer.card(),
         source={
             "trained_by": "hybridclip_jax",
-            "image_weights": job.config.model.image.weights,
-            "text_weights": job.config.model.text.weights,
+            # by fingerprint: a path says nothing elsewhere, and may be private
+            **{
+                f"{which}_weights": modelfolder.stated_fingerprint(folder) if folder else None
+                for which in ("image", "text")
+                for folder in (job.config.model[which].weights,)
+            },
         },
         licence="follows the weights it was trained from",
         synthetic=job.synthetic,

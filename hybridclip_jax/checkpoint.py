@@ -73,6 +73,7 @@ class Checkpoints:
         final, partial = self.folder / str(step), self.folder / f"partial-{step}"
         try:
             shutil.rmtree(partial, ignore_errors=True)
+            self._check_space(state)
             with _quiet(), ocp.StandardCheckpointer() as checkpointer:
                 checkpointer.save(partial / ARRAYS, state)
             body = {"step": step, "notes": notes, "leaves": _leaves(state), "sha256": _hashes(partial / ARRAYS)}
@@ -84,6 +85,13 @@ class Checkpoints:
             raise StorageError(f"{final}: the checkpoint could not be written: {error}") from error
         for old in self.steps()[: -self.keep]:
             shutil.rmtree(self.folder / str(old), ignore_errors=True)
+
+    def _check_space(self, state: Any) -> None:
+        # Found out in the middle of a write, orbax's threads say it in a thousand lines.
+        need = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+        free = shutil.disk_usage(self.folder).free
+        if need > free:
+            raise OSError(f"it takes {need / 1e9:.2f} GB and {free / 1e9:.2f} GB are free: make room, then run again")
 
     def newest_verified(self) -> int | None:
         """The newest step whose files all match their hashes; damaged newer ones are renamed `damaged-<step>`.

@@ -139,6 +139,11 @@ def tower(
     return held
 
 
+def stated_fingerprint(folder: str | Path) -> str:
+    """The fingerprint that a folder's card states; `load` checks that the weights have it."""
+    return json.loads((Path(folder) / CARD).read_text())["fingerprint"]
+
+
 def extract(folder: str | Path, which: str, out: Path) -> str:
     """Writes one tower (`image` or `text`) of a dual folder as a folder of its own. Returns its fingerprint."""
     params, card = load(folder)

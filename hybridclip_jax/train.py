@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import collections
-import contextlib
-import errno
-import fcntl
-import json
 import math
 import platform
 import time
@@ -17,32 +13,22 @@ from typing import Any
 
 import jax
 import numpy as np
+from clu import parameter_overview
 
-from hybridclip_jax import (
-    accounting,
-    build,
-    logs,
-    modelfolder,
-    report,
-    selection,
-    sharding,
-)
-from hybridclip_jax import (
-    config as configs,
-)
+from hybridclip_jax import accounting, build, chance, logs, modelfolder, report, rundir, selection, sharding
+from hybridclip_jax import config as configs
 from hybridclip_jax.build import Job
 from hybridclip_jax.checkpoint import Checkpoints
 from hybridclip_jax.data.loader import Batch
-from hybridclip_jax.errors import RunStopped, StorageError, UserError
+from hybridclip_jax.errors import RunStopped, UserError
 from hybridclip_jax.state import TrainState
 
 # A step is handed to the device while this many batches behind it are already on their way.
 AHEAD = 2
 # So many steps in a row without a finite loss and gradient end the run.
 NONFINITE_LIMIT = 3
-# A mean loss this close to ln(batch) is chance: the public run of this recipe stayed at +0.005 for 25,000 steps.
-CHANCE_MARGIN = 0.04
-CHANCE_AFTER = 500
+# The watchdog judges the logged losses of this many steps.
+CHANCE_WINDOW = 500
 
 
 def run(config: Any, workdir: Path, command: str) -> None:
@@ -50,10 +36,10 @@ def run(config: Any, workdir: Path, command: str) -> None:
 
     Raises UserError before the first step, RunStopped when the run cannot go on, StorageError when the disk refuses.
     """
-    _refuse_another_run(config, workdir)
-    job = build.job(config)
-    _claim(config, workdir)  # only now: a config with a fault must not hold the folder against its correction
-    with _alone(workdir):
+    text = configs.to_json(config)
+    rundir.refuse_another(workdir, text)
+    job = build.job(config)  # before the folder is claimed: a config with a fault must not hold it
+    with rundir.claimed(workdir, text):
         _Run(job, workdir, command).go()
 
 
@@ -116,6 +102,8 @@ class _Run:
     def _announce(self, start: int) -> None:
         job, config = self.job, self.config
         print(logs.parameter_table(job.abstract.params, self.trained.__contains__))
+        every = parameter_overview.get_parameter_overview(job.abstract.params, include_stats=False, max_lines=None)
+        rundir.write_whole(self.workdir / "parameters.txt", every + "\n")
         rows = [["train", job.store.spec, len(job.store), len(job.store.patient_set)]]
         rows += [
             [f"eval {name}", e.store.spec, len(e.store), len(e.store.patient_set)] for name, e in job.evaluators.items()
@@ -229,10 +217,14 @@ class _Run:
         if self.job.evaluators and (last or step % self.config.eval_every == 0):
             self._evaluate(step, state)
             self._choose(step, state)
-        if step % self.config.eval_every == 0:
-            self._watch_chance(step)
-        if last or step % self.config.checkpoint.every == 0:
+        at_chance = self._at_chance(step) if step % self.config.eval_every == 0 else ""
+        stop = at_chance and self.config.watchdog.at_chance == "stop"
+        if last or stop or step % self.config.checkpoint.every == 0:
             self._save(step, state)
+        if stop:
+            raise RunStopped(f"{at_chance}; watchdog.at_chance = stop")
+        if at_chance:
+            self.bar.line(f"warning: {at_chance}")
 
     def _evaluate(self, step: int, state: TrainState) -> None:
         began = time.perf_counter()
@@ -272,25 +264,22 @@ class _Run:
             return
         if best["step"] == step:
             modelfolder.save(self.workdir / "best", jax.device_get(state.params), build.card(self.job))
-        _write_json(self.workdir / "best.json", {**best, "synthetic": self.job.synthetic})
+        rundir.write_json(self.workdir / "best.json", {**best, "synthetic": self.job.synthetic})
 
-    def _watch_chance(self, step: int) -> None:
-        chance = math.log(self.config.batch_size)
-        lines = logs.read_metrics(self.workdir / logs.METRICS_FILE)
-        recent = [
+    def _at_chance(self, step: int) -> str:
+        """What to say of the last steps' losses; empty where there is nothing to say, or not yet."""
+        batch = self.config.batch_size
+        losses = [
             line["loss"]
-            for line in lines
-            if line["split"] == "train" and step - CHANCE_AFTER < line["step"] <= step and line["loss"] is not None
+            for line in logs.read_metrics(self.workdir / logs.METRICS_FILE)
+            if line["split"] == "train" and step - CHANCE_WINDOW < line["step"] <= step and line["loss"] is not None
         ]
-        if step < CHANCE_AFTER or not recent or np.mean(recent) < chance - CHANCE_MARGIN:
-            return
-        text = (
-            f"step {step:,}: the mean loss of the last {CHANCE_AFTER} steps, {np.mean(recent):.3f}, is at chance "
-            f"(ln {self.config.batch_size} = {chance:.3f}): the model is learning nothing yet"
+        if step < CHANCE_WINDOW or not chance.reached(losses, batch):
+            return ""
+        return (
+            f"step {step:,}: the mean loss of the last {CHANCE_WINDOW} steps, {np.mean(losses):.3f}, is at chance "
+            f"(ln {batch} = {chance.loss(batch):.3f}): the model is learning nothing yet"
         )
-        if self.config.watchdog.at_chance == "stop":
-            raise RunStopped(f"{text}; watchdog.at_chance = stop")
-        self.bar.line(f"warning: {text}")
 
     def _save(self, step: int, state: TrainState) -> None:
         notes = {"stores": self._fingerprints(), "meter": self.meter.state_dict()}
@@ -324,9 +313,9 @@ class _Run:
             "versions": {"python": platform.python_version(), **_versions()},
             "command": self.command,
             "synthetic": self.job.synthetic,
-            "best": _read_json(self.workdir / "best.json"),
+            "best": rundir.read_json(self.workdir / "best.json"),
         }
-        _write_json(self.workdir / "summary.json", summary)
+        rundir.write_json(self.workdir / "summary.json", summary)
 
     def _counts(self) -> dict[str, dict[str, int]]:
         counts: dict[str, dict[str, int]] = {}
@@ -347,7 +336,7 @@ class _Run:
         self.bar.close()
         report.render(self.workdir)
         lines = logs.read_metrics(self.workdir / logs.METRICS_FILE)
-        best = _read_json(self.workdir / "best.json")
+        best = rundir.read_json(self.workdir / "best.json")
         print("\n" + report.end_table(best or {}, lines, self.workdir))
 
 
@@ -379,82 +368,3 @@ def _describe(store: Any) -> dict[str, Any]:
 def _versions() -> dict[str, str]:
     names = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "pillow")
     return {name: metadata.version(name) for name in names}
-
-
-def _claim(config: Any, workdir: Path) -> None:
-    """Notes the resolved config in `workdir`, once. Raises StorageError when the disk refuses."""
-    path = workdir / "config.json"
-    if path.exists():
-        return
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StorageError(f"{workdir}: {error.strerror}") from error
-    _write_whole(path, configs.to_json(config))
-
-
-@contextlib.contextmanager
-def _alone(workdir: Path) -> Iterator[None]:
-    """Holds `workdir` for this process. Raises UserError where another attempt of the run is at work in it."""
-    with (workdir / "config.json").open("r+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # goes with the process, however that ends
-        except BlockingIOError as error:
-            raise UserError(f"{workdir}: this run is going on already; wait for it, or use another --workdir") from error
-        except OSError as error:
-            # Some cluster file systems are mounted without locks; two at once then stay the user's to avoid.
-            if error.errno not in (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK):
-                raise
-        yield
-
-
-def _refuse_another_run(config: Any, workdir: Path) -> None:
-    """Raises UserError where `workdir` holds a run of another config.
-
-    The mesh may differ between attempts: a run may move to other devices.
-    """
-    path = workdir / "config.json"
-    try:
-        if not path.exists():
-            return
-        earlier = _flat(json.loads(path.read_text()))
-    except OSError as error:
-        raise StorageError(f"{path}: {error.strerror}") from error
-    except ValueError as error:
-        raise UserError(f"{path}: damaged ({error}); use another --workdir") from error
-    now = _flat(json.loads(configs.to_json(config)))
-    changed = [k for k in sorted(earlier.keys() | now.keys()) if earlier.get(k) != now.get(k)]
-    changed = [field for field in changed if not field.startswith("mesh.")]
-    if changed:
-        field = changed[0]
-        raise UserError(
-            f"{workdir} holds a run with {field} = {earlier.get(field)!r}, this config has {now.get(field)!r}"
-            f"{f' (and {len(changed) - 1} more differ)' if len(changed) > 1 else ''}; use another --workdir"
-        )
-
-
-def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(node, dict):
-        return {prefix[:-1]: node}
-    return {k: v for key, value in node.items() for k, v in _flat(value, f"{prefix}{key}.").items()}
-
-
-def _read_json(path: Path) -> Any:
-    """The file's value, or None where there is none that can be read: the next evaluation writes it anew."""
-    try:
-        return json.loads(path.read_text())
-    except (FileNotFoundError, ValueError):
-        return None
-
-
-def _write_json(path: Path, body: Any) -> None:
-    _write_whole(path, json.dumps(body, indent=2) + "\n")
-
-
-def _write_whole(path: Path, text: str) -> None:
-    partial = path.with_name(path.name + ".partial")
-    try:
-        partial.write_text(text)
-        partial.replace(path)
-    except OSError as error:
-        raise StorageError(f"{path}: cannot be written: {error.strerror}") from error

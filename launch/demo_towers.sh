@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Makes the two small towers that ship in configs/towers: each from its own run on phantoms of its own, about half an
-# hour on two CPU cores. Needed only to make them anew; configs/towers/README.md has the fingerprints of those shipped.
+# Makes the two small towers that ship in configs/towers: each from its own run on phantoms of its own, about twenty
+# minutes on two CPU cores. Needed only to make them anew; configs/towers/README.md has the fingerprints of those shipped.
 #
 #   bash launch/demo_towers.sh
 set -euo pipefail

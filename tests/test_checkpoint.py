@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -311,6 +312,15 @@ def test_a_full_disk_is_one_line_and_exit_code_4(tmp_path: Path) -> None:
     assert "File too large" in errors
     assert [path.name for path in tmp_path.iterdir()] == ["1"], "the half-written step is taken away"
     assert Checkpoints(tmp_path, keep=2).newest_verified() == 1
+
+
+def test_a_disk_too_small_is_found_before_anything_is_written(
+    run: Checkpoints, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda _: types.SimpleNamespace(free=100))
+    with pytest.raises(StorageError, match=r"/12: the checkpoint could not be written: .* make room, then run again"):
+        run.save(12, train_state(), NOTES)
+    assert sorted(path.name for path in run.folder.iterdir()) == ["5", "9"]
 
 
 def test_a_file_in_the_folders_place_is_named(tmp_path: Path) -> None:

@@ -15,7 +15,11 @@ from hybridclip_jax.errors import RunStopped, StorageError, UserError, run_or_ex
         (UserError("a\nb: mend it"), 2, "error: a b: mend it"),
         (RunStopped("stuck"), 3, "error: stuck"),
         (StorageError("full"), 4, "error: full"),
-        (OSError(errno.ENOSPC, "No space left on device", "runs/x/report.html"), 4, "runs/x/report.html: No space left"),
+        (
+            OSError(errno.ENOSPC, "No space left on device", "runs/x/report.html"),
+            4,
+            "runs/x/report.html: No space left",
+        ),
         (BrokenPipeError(errno.EPIPE, "Broken pipe"), 4, "error: Broken pipe"),
         (KeyboardInterrupt(), 130, "error: interrupted"),
     ],

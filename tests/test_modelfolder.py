@@ -316,3 +316,16 @@ def test_a_stop_before_the_end_leaves_the_old_folder(
     modelfolder.save(folder, weights(1), card())
     assert [path.name for path in folder.parent.iterdir()] == ["model"]
     np.testing.assert_array_equal(modelfolder.load(folder)[0]["logit_scale"], weights(1)["logit_scale"])
+
+
+@pytest.mark.parametrize("which", ["image", "text"])
+def test_a_tower_taken_out_of_a_dual_folder_is_a_folder_of_that_tower(which: str, tmp_path: Path) -> None:
+    modelfolder.save(tmp_path / "dual", weights(), card())
+    mark = modelfolder.extract(tmp_path / "dual", which, tmp_path / which)
+    held, taken = modelfolder.load(tmp_path / which)
+    assert held.keys() == HELD[which]
+    for name, value in held.items():
+        np.testing.assert_array_equal(value, weights()[name])
+    assert taken.kind == which and taken.synthetic
+    assert taken.architecture == card(which).architecture
+    assert modelfolder.stated_fingerprint(tmp_path / which) == mark == modelfolder.fingerprint(held)

@@ -487,7 +487,12 @@ FAULTS: list[tuple[str, str | bytes, str, str]] = [
     ("o.csv", "image,text,split\na,x,s t\n", "", "row 1: a split's name is made of letters"),
     ("m.csv", "image,text,split\n" + "".join(f"{n},x,s{n}\n" for n in range(30)), "", "30 different splits"),
     ("n.csv", "image,text,n_tokens\na.png,b,1\n", "", "label or section 'n_tokens'"),
-    ("z.csv", "image,text\nq.png,b\n", "", r"none of the 1 rows could be kept \(missing image file 1\).* with --images"),
+    (
+        "z.csv",
+        "image,text\nq.png,b\n",
+        "",
+        r"none of the 1 rows could be kept \(missing image file 1\).* with --images",
+    ),
     ("g.csv", "image,text\na.png,b\n", "--split a:b", "--split: a split's name is made of letters"),
     ("g.csv", "image,text\na.png,b\n", "--split-by-patient a=0.5", "the shares add up to 0.5, not 1"),
     ("g.csv", "image,text\na.png,b\n", "--max-skipped 2", "--max-skipped 2 is not a share"),

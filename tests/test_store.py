@@ -188,6 +188,12 @@ def test_a_foreign_or_damaged_manifest_is_refused(tmp_path: Path) -> None:
         Store.open(spec)
 
 
+@pytest.mark.parametrize("change", [{"splits": []}, {"files": []}, {"channels": "x"}, {"ids": None}])
+def test_a_manifest_of_the_wrong_kinds_is_refused(change: dict[str, object], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is not as prepare writes it: run prepare again"):
+        Store.open(edited(tmp_path, **change))
+
+
 def test_an_empty_store_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds no records"):
         Store.open(edited(tmp_path, records=0, splits={}))
@@ -212,6 +218,11 @@ def test_a_file_gone_cut_or_flipped_is_found(tmp_path: Path) -> None:
         (out / name).write_bytes(whole)
         store.verify()
     table = out / "table.parquet"
+    flipped = bytearray(table.read_bytes())
+    flipped[100] ^= 1
+    table.write_bytes(flipped)
+    with pytest.raises(UserError, match="table.parquet is damaged"):
+        Store.open(str(out))
     table.write_bytes(b"\0" * table.stat().st_size)
     with pytest.raises(UserError, match="table.parquet is damaged"):
         Store.open(str(out))

@@ -19,8 +19,8 @@ import numpy as np
 import pytest
 
 import hybridclip_jax as hc
+from hybridclip_jax import cli, logs, train
 from hybridclip_jax import config as configs
-from hybridclip_jax import logs, train
 from hybridclip_jax.errors import RunStopped, UserError
 
 ROOT = Path(__file__).parents[1]
@@ -162,7 +162,7 @@ def test_killed_anywhere_it_ends_like_a_run_never_killed(finished: Path, config_
 
 def test_two_attempts_at_once_are_refused(finished: Path, config_file: Path) -> None:
     before = (finished / "metrics.jsonl").read_bytes()
-    with (finished / "config.json").open("r+") as file:
+    with (finished / ".lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         with pytest.raises(UserError, match="this run is going on already"):
             run(config_file, finished)
@@ -218,6 +218,24 @@ def test_faults_end_before_the_first_step(
         run(config_file, tmp_path / "run", override.format(store=phantom_store))
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "run").exists()  # the corrected command may use the folder
+
+
+def test_a_store_on_which_the_metric_is_undefined_is_refused(config_file: Path, tmp_path: Path) -> None:
+    one = tmp_path / "one"
+    arguments = ["--count", "1", "--seed", "9", "--train-share", "0", "--val-share", "1", "--out", str(one)]
+    parsed = cli.parse(["prepare", "--format", "phantom", *arguments])
+    parsed.run(parsed)
+    with pytest.raises(UserError, match="select.metric = bare/auroc/mean: undefined on that store"):
+        run(config_file, tmp_path / "run", f"evals.bare.data={one}")
+
+
+def test_stores_prepared_differently_are_refused(config_file: Path, tmp_path: Path) -> None:
+    other = tmp_path / "stretched"
+    arguments = ["prepare", "--format", "phantom", "--seed", "6", "--count", "80", "--resize", "stretch"]
+    parsed = cli.parse([*arguments, "--out", str(other)])
+    assert not parsed.run(parsed)
+    with pytest.raises(UserError, match=r"evals\.bare\.data = .*: prepared with resize = stretch, but .* with pad"):
+        run(config_file, tmp_path / "run", f"evals.bare.data={other}:val")
 
 
 def test_another_config_in_the_same_folder_is_refused(finished: Path, config_file: Path) -> None:

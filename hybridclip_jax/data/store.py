@@ -31,17 +31,17 @@ MANIFEST = "manifest.json"
 TABLE = "table.parquet"
 SKIPPED = "skipped.jsonl"
 FIXED_COLUMNS = ("id", "study", "patient", "split", "view", "text", "n_tokens", "source_row", "image_sha256")
-_NEEDED = (
-    "records",
-    "channels",
-    "synthetic",
-    "shard_records",
-    "splits",
-    "sections",
-    "labels",
-    "ids",
-    "files",
-)
+_NEEDED: dict[str, type] = {
+    "records": int,
+    "channels": int,
+    "synthetic": bool,
+    "shard_records": int,
+    "splits": dict,
+    "sections": list,
+    "labels": dict,
+    "ids": dict,
+    "files": dict,
+}
 UNCERTAIN = ("ignore", "zero", "one")
 BLANK = ("missing", "negative")
 
@@ -107,8 +107,8 @@ class Store:
 
         Raises:
             UserError: nothing there, not a store, a store of another format version, files missing or of
-                another size than the manifest says, no records, a split that is not there, or several splits
-                and none named.
+                another size than the manifest says, a damaged table, no records, a split that is not there, or
+                several splits and none named.
         """
         path, split = _parse_spec(spec)
         manifest, fingerprint = read_manifest(path)
@@ -123,6 +123,8 @@ class Store:
         elif split not in splits:
             raise UserError(f"{path} has no split {split!r}. It has {listing}")
         _check_files(path, manifest)
+        if file_sha256(path / TABLE) != manifest["files"][TABLE]["sha256"]:  # small, unlike the images
+            raise UserError(f"{path / TABLE} is damaged (sha256): copy the store again, or run prepare again")
         return cls(spec, path, split, manifest, fingerprint)
 
     def __len__(self) -> int:
@@ -204,7 +206,7 @@ def read_manifest(path: Path) -> tuple[dict[str, Any], str]:
         version = manifest["format_version"]
         known = manifest["format"] == FORMAT_NAME
         if known and version == FORMAT_VERSION:
-            known = all(key in manifest for key in _NEEDED)
+            known = all(isinstance(manifest.get(key), kind) for key, kind in _NEEDED.items())
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is not a store: it has no {MANIFEST} that prepare wrote") from error
     if not known:

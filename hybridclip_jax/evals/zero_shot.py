@@ -101,9 +101,9 @@ class ZeroShot:
                 values["auroc_why/mean5"] = f"undefined for {', '.join(missing)}"
         return values
 
-    def names(self) -> tuple[str, ...]:
-        """Names of the values that `run` gives, known before any image is encoded."""
-        return tuple(self.score(np.zeros((len(self.store), len(self.labels)))))
+    def at_chance(self) -> dict[str, float | str | None]:
+        """What `run` gives for a model that scores all alike: which values there are and which are undefined."""
+        return self.score(np.zeros((len(self.store), len(self.labels))))
 
     def run(self, encode: Encode, params: Mapping[str, Any]) -> dict[str, float | str | None]:
         """One evaluation of `params`: see `score` for the names."""

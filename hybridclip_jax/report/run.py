@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from hybridclip_jax import chance
 from hybridclip_jax.errors import UserError
 from hybridclip_jax.logs import METRICS_FILE, read_metrics
 from hybridclip_jax.report.words import number
@@ -106,7 +106,7 @@ class Run:
     def chance_loss(self) -> float | None:
         """ln(batch): the InfoNCE loss, in nats, of a model that cannot tell the pairs of a batch apart."""
         batch = number(self.config.get("batch_size"))
-        return math.log(batch) if batch and batch > 0 else None
+        return chance.loss(int(batch)) if batch and batch > 0 else None
 
     def train_values(self, name: str) -> list[float]:
         return [value for line in self.train if (value := number(line.get(name))) is not None]
@@ -116,16 +116,20 @@ class Run:
         value, values = number(self.summary.get(name)), self.train_values(name)
         return value if value is not None or not values else values[-1]
 
-    def final_loss(self) -> float | None:
-        """Mean of the last tenth of the logged losses (at least one), for one batch's is too noisy."""
+    def final_losses(self) -> list[float]:
+        """The last tenth of the logged losses (at least one), for one batch's is too noisy."""
         losses = self.train_values("loss")
-        tail = losses[-max(len(losses) // 10, 1) :]
+        return losses[-max(len(losses) // 10, 1) :]
+
+    def final_loss(self) -> float | None:
+        """Mean of `final_losses`."""
+        tail = self.final_losses()
         return sum(tail) / len(tail) if tail else None
 
     def at_chance(self) -> bool:
-        """True where training has ended up within 0.02 nats of the chance loss, or above it."""
-        loss, chance = self.final_loss(), self.chance_loss
-        return loss is not None and chance is not None and loss > chance - 0.02
+        """True where training has ended up at the chance loss, or above it."""
+        batch = number(self.config.get("batch_size"))
+        return batch is not None and batch > 0 and chance.reached(self.final_losses(), int(batch))
 
 
 def _object(path: Path) -> dict[str, Any]:

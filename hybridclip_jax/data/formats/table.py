@@ -78,7 +78,9 @@ def _decode(path: Path, raw: bytes, json_lines: bool) -> str:
         start = error.start + (len(codecs.BOM_UTF8) if raw.startswith(codecs.BOM_UTF8) else 0)
         before = raw[:start].decode("utf-8-sig")
         # A character that ends nothing keeps the row being read, even where the bad byte is its first.
-        fields_before = [fields for fields in _reader(path, before + "x", strict=False) if fields] if not json_lines else []
+        fields_before = (
+            [fields for fields in _reader(path, before + "x", strict=False) if fields] if not json_lines else []
+        )
         row = before.count("\n") + 1 if json_lines else len(fields_before) - 1
         where = f"row {row}" if row > 0 else "the header"
         raise UserError(
