@@ -42,7 +42,7 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
         try:
             line = json.loads(text)
             key = (int(line["step"]), str(line["split"]))
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, OverflowError):
             if i == last:
                 break
             raise UserError(f"{path} line {i + 1}: not a metrics record; delete that line") from None

@@ -34,7 +34,7 @@ def make_mesh(data: int, fsdp: int, batch_size: int, devices: Sequence[jax.Devic
     if count > len(devices):
         raise UserError(f"mesh.data x mesh.fsdp = {count}, but there are {len(devices)} devices")
     if batch_size % count:
-        fitting = ", ".join(str(n) for n in range(1, batch_size + 1) if batch_size % n == 0)
+        fitting = ", ".join(str(n) for n in range(1, len(devices) + 1) if batch_size % n == 0)
         raise UserError(
             f"batch_size = {batch_size} does not divide among {count} devices: use a multiple of {count}, "
             f"or set mesh.data so that mesh.data x mesh.fsdp is one of {fitting}"

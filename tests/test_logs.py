@@ -142,6 +142,9 @@ def test_kill_9_leaves_whole_lines_and_a_torn_one_is_tolerated(tmp_path: Path) -
 
 def test_damage_before_the_last_line_names_the_line(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1, "split": "train"}\n{"step": 1e999, "split": "train"}\n{"step": 3, "split": "train"}\n')
+    with pytest.raises(UserError, match=r"metrics.jsonl line 2: .*delete that line"):
+        read_metrics(path)
     path.write_text('{"step": 1, "split": "train"}\n{"st\n{"step": 3, "split": "train"}\n')
     with pytest.raises(UserError, match=r"metrics.jsonl line 2: .*delete that line"):
         read_metrics(path)
