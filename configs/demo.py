@@ -20,8 +20,8 @@ from hybridclip_jax.config import add_eval, default
 
 def get_config() -> ConfigDict:
     config = default()
-    config.steps = 400
-    config.eval_every = 100
+    config.steps = 600
+    config.eval_every = 150
     config.log_every = 10
     config.checkpoint.every = 50
     config.model.image.arch = "dinov3_tiny32"
@@ -32,9 +32,9 @@ def get_config() -> ConfigDict:
     config.data.train = "stores/demo:train"
     config.data.crop = "random_resized"
     config.data.flip = False
-    config.data.sentences = 3
+    config.data.sentences = 6
     config.optim.name = "adamw"
-    config.optim.learning_rate = 5e-4
+    config.optim.learning_rate = 1e-3
     config.optim.weight_decay = 0.05
     config.optim.schedule = "cosine"
     config.optim.warmup_steps = 50

@@ -109,12 +109,13 @@ def worst_difference(a: Any, b: Any) -> dict[str, float]:
     """Largest difference of losses, of gradients and of updates; the latter two relative to the leaf's own norm.
 
     A key bias of the text tower has no gradient in exact arithmetic (softmax ignores a constant), only rounding:
-    its norm counts as 1e-4 of the whole.
+    it is held against the norm of all leaves together.
     """
 
     def worst(xs: dict[str, np.ndarray], ys: dict[str, np.ndarray]) -> float:
-        floor = 1e-4 * np.sqrt(sum(np.sum(np.square(y)) for y in ys.values()))
-        return max(float(np.linalg.norm(xs[name] - y) / max(np.linalg.norm(y), floor)) for name, y in ys.items())
+        whole = np.sqrt(sum(np.sum(np.square(y)) for y in ys.values()))
+        scale = {name: whole if name.endswith("attn/k/bias") else np.linalg.norm(y) for name, y in ys.items()}
+        return max(float(np.linalg.norm(xs[name] - y) / scale[name]) for name, y in ys.items())
 
     (loss_a, grads_a, before_a, after_a), (loss_b, grads_b, before_b, after_b) = a, b
     return {
@@ -145,7 +146,7 @@ def test_local_negatives_differ_in_loss_gradients_and_parameters(one_device: Any
 
 
 def test_a_batch_that_devices_do_not_divide_names_the_divisors() -> None:
-    with pytest.raises(UserError, match=r"batch_size = 30 .* 8 devices.*1, 2, 3, 5, 6, 10, 15, 30"):
+    with pytest.raises(UserError, match=r"batch_size = 30 .* 8 devices.* 1, 2, 3, 5, 6$"):
         sharding.make_mesh(0, 1, 30)
 
 
