@@ -20,8 +20,8 @@ from hybridclip_jax.config import add_eval, default
 
 def get_config() -> ConfigDict:
     config = default()
-    config.steps = 600
-    config.eval_every = 150
+    config.steps = 300
+    config.eval_every = 100
     config.log_every = 10
     config.checkpoint.every = 50
     config.model.image.arch = "dinov3_tiny32"
