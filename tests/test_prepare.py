@@ -234,6 +234,18 @@ def test_every_row_is_kept_or_skipped_for_a_listed_reason(tmp_path: Path, capsys
     assert facts["read"] == facts["kept"] + sum(facts["skipped"].values()) == 13
 
 
+def test_one_section_can_be_the_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = simple(tmp_path / "data", count=3, impression=["No edema.", " ", "Left effusion."])
+    assert prepare_csv(source, tmp_path / "s", "--text-column", "text", "--text", "impression") == 0
+    store = Store.open(str(tmp_path / "s"))
+    assert store.texts == ["No edema.", "Left effusion."]
+    assert store.n_tokens.tolist() == [2 + len(Tokenizer().encode(text)) for text in store.texts]
+    assert store.manifest["text"] == "impression"
+    assert re.search(r"skipped: no impression +1 +2\n", capsys.readouterr().out)
+    assert prepare_csv(source, tmp_path / "f", "--text-column", "text", "--text", "findings") == 2
+    assert "none of the 3 rows could be kept (no findings 3)" in error_line(capsys)
+
+
 @pytest.fixture(scope="module")
 def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """200 sound rows."""

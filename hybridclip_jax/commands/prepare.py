@@ -9,7 +9,7 @@ import numpy as np
 
 from hybridclip_jax.data.formats import FORMATS
 from hybridclip_jax.data.pixels import RESIZE
-from hybridclip_jax.data.prepare import CAP_FROM_ROWS, Options, Outcome, prepare
+from hybridclip_jax.data.prepare import CAP_FROM_ROWS, TEXTS, Options, Outcome, prepare
 from hybridclip_jax.data.splits import parse_shares
 from hybridclip_jax.data.store import BLANK, SKIPPED, UNCERTAIN, Store, read_manifest
 from hybridclip_jax.errors import UserError
@@ -33,6 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--split-by-patient",
         metavar="NAME=SHARE,...",
         help="split by patient, such as train=0.8,val=0.1,test=0.1",
+    )
+    parser.add_argument(
+        "--text", choices=TEXTS, default="report", help="what is paired with the image: all of the text, or one section"
     )
     parser.add_argument(
         "--resize",
@@ -71,6 +74,7 @@ def run(args: argparse.Namespace) -> None:
     options = Options(
         split=args.split,
         split_by_patient=parse_shares(args.split_by_patient) if args.split_by_patient is not None else None,
+        text=args.text,
         resize=args.resize,
         colour=args.colour,
         uncertain=args.uncertain,

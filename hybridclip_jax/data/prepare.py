@@ -25,6 +25,7 @@ from hybridclip_jax.data.store_writer import Record, StoreWriter
 from hybridclip_jax.data.workers import decode_all, tokenizer
 from hybridclip_jax.errors import StorageError, UserError
 
+TEXTS = ("report", "findings", "impression")
 CAP_FROM_ROWS = 200  # below this, one bad file of a small trial would already be above the cap
 _SHOWN_ROWS = 20
 
@@ -35,6 +36,7 @@ class Options:
 
     split: str | None = None  # all rows into this split, whatever the source says
     split_by_patient: Mapping[str, float] | None = None  # share of patients by split name; adds up to 1
+    text: str = "report"  # one of TEXTS: the whole text, or one section of it
     resize: str = "pad"
     colour: bool = False
     uncertain: str = "ignore"
@@ -153,10 +155,11 @@ def _plan(source: Source, options: Options, hasher: IdHasher) -> _Plan:
             plan.skip(study.source_row, "duplicate row")
             continue
         contents[study.id] = (study.source_row, content)
-        if not study.text.strip():
-            plan.skip(study.source_row, "empty text")
+        text = study.text if options.text == "report" else study.sections.get(options.text, "")
+        if not text.strip():
+            plan.skip(study.source_row, "empty text" if options.text == "report" else f"no {options.text}")
         else:
-            plan.studies.append(study)
+            plan.studies.append(dataclasses.replace(study, text=text))
     if not plan.read:
         raise UserError("the source has no rows: nothing to prepare")
     plan.splits = assign_splits(plan.studies, hasher, options.split, options.split_by_patient)
@@ -198,6 +201,7 @@ def _manifest(source: Source, options: Options, hasher: IdHasher, outcome: Outco
             "key_fingerprint": hasher.fingerprint,
             "public_key": source.public_ids,
         },
+        "text": options.text,
         "split_by_patient": dict(options.split_by_patient) if options.split_by_patient is not None else None,
         "preprocessing": {"resize": options.resize, "colour": options.colour, **pixels.RULES},
         # n_tokens counts the start and end tokens too, before any cut at a context length.
