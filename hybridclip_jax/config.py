@@ -19,6 +19,7 @@ from hybridclip_jax.data.transforms import CROPS
 from hybridclip_jax.errors import UserError
 from hybridclip_jax.models import IMAGE_ENCODERS, TEXT_ENCODERS
 from hybridclip_jax.objectives import OBJECTIVES
+from hybridclip_jax.optim import OPTIMIZERS
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -31,7 +32,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "model.text.arch": tuple(TEXT_ENCODERS),
     "data.crop": CROPS,
     "data.sampler": ("shuffle",),
-    "optim.name": ("sgd", "adamw"),
+    "optim.name": tuple(OPTIMIZERS),
     "optim.schedule": ("constant", "cosine"),
     "select.mode": ("max", "min"),
     "compute.dtype": ("float32", "bfloat16"),

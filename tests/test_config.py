@@ -166,7 +166,7 @@ def test_overrides_reach_their_fields_as_their_types(plain: str) -> None:
         ("--config.model.logit_scale_range=(4.0,1.0)", "the lower end comes first"),
         ("--config.optim.groups=('.*',1.0,1.0)", "must be (regex, learning-rate factor, weight-decay factor)"),
         ("--config.optim.groups=(('.*',-1.0,1.0),)", "optim.groups: the factors of '.*' must be numbers of at least 0"),
-        ("--config.optim.name=adam", "optim.name = 'adam': must be one of sgd, adamw"),
+        ("--config.optim.name=adam", "optim.name = 'adam': must be one of sgd, adamw, lion, lamb"),
         ("--config.optim.learning_rate=nan", "optim.learning_rate = nan: must be at least 0"),
         ("--config.optim.momentum=9", "optim.momentum = 9.0: must be below 1"),
         ("--config.model.temperature=0", "model.temperature = 0.0: must be above 0"),
