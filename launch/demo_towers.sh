@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Makes the two small towers that ship in configs/towers: each from its own run on phantoms of its own, about twenty
-# minutes on two CPU cores. Needed only to make them anew; configs/towers/README.md has the fingerprints of those shipped.
+# Makes the two small towers that ship in configs/towers: each from its own run on phantoms of its own, about
+# fifteen minutes on two CPU cores. Needed only to make them anew; configs/towers/README.md has the fingerprints of those shipped.
 #
 #   bash launch/demo_towers.sh
 set -euo pipefail
@@ -10,7 +10,7 @@ source launch/venv.sh
 use_python ""
 prepare() {
   [[ -f "$1/manifest.json" ]] ||
-    "$PYTHON" -m hybridclip_jax.cli prepare --format phantom --seed "$2" --count 8000 --out "$1"
+    "$PYTHON" -m hybridclip_jax.cli prepare --format phantom --seed "$2" --count 8000 --text impression --out "$1"
 }
 train() {
   "$PYTHON" -m hybridclip_jax.main --config="configs/demo_towers.py:$1" --workdir="runs/towers_$1"

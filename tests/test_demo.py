@@ -59,7 +59,7 @@ def test_one_step_gives_the_golden_metrics(phantom_store: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_the_demo_learns_and_reads_both_forms_of_prompt_alike(tmp_path: Path) -> None:
+def test_the_demo_learns_every_label_and_reads_both_forms_of_prompt_alike(tmp_path: Path) -> None:
     made = cli.parse(
         ["prepare", "--format", "phantom", "--seed", "1", "--count", "4000", "--out", str(tmp_path / "demo")]
     )
@@ -71,23 +71,46 @@ def test_the_demo_learns_and_reads_both_forms_of_prompt_alike(tmp_path: Path) ->
         labels = {name: value for name, value in aurocs.items() if name not in ("auroc/mean", "auroc/n_labels")}
         assert len(labels) == 8
         assert aurocs["auroc/mean"] >= 0.80, aurocs
+        assert min(labels.values()) >= 0.65, labels
     assert abs(last[TEMPLATED]["auroc/mean"] - last[BARE]["auroc/mean"]) <= 0.05
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_texts_shuffled_against_images_teach_nothing(tmp_path: Path) -> None:
+    """From random towers and twelve starts: one start's map sends what its towers see to one side or the other of
+    every label alike, so its mean AUROC strays by 0.08."""
+    straight = short_runs(tmp_path / "straight", shuffle=False, starts=1, steps=100)
+    assert straight["auroc"] > 0.65, "else the shuffled runs below would show nothing"
+    found = short_runs(tmp_path / "shuffled", shuffle=True, starts=12, steps=40)
+    assert found["auroc"] == pytest.approx(0.5, abs=0.06)
+    assert found["loss"] > math.log(64) - 0.05 > straight["loss"]
+
+
+def short_runs(path: Path, *, shuffle: bool, starts: int, steps: int) -> dict[str, float]:
+    """The demo's config from random towers at 64 px on 3,000 phantoms' impressions, from so many seeds: means of the
+    final AUROC, over both forms of prompt, and of the losses in the second half."""
     parser = argparse.ArgumentParser()
     FORMATS["phantom"].add_arguments(parser)
     arguments = parser.parse_args(["--count", "3000", "--seed", "1"])
     arguments.source = arguments.images = None
     source = FORMATS["phantom"].read(arguments)
-    prepare(shuffled(source), tmp_path / "shuffled", Options(), format_name="phantom")
-    lines = train(tmp_path / "run", *stores(tmp_path / "shuffled"), "--config.steps=200")
-    # No AUROC is asked of one run: through a random map, towers that know the findings score each label far from 0.5
-    # on one side or the other, and the mean of eight such scatters.
-    losses = [line["loss"] for line in lines if line["split"] == "train" and line["step"] > 100]
-    assert np.mean(losses) > math.log(64) - 0.05
+    prepare(shuffled(source) if shuffle else source, path, Options(text="impression"), format_name="phantom")
+    scratch = ["--config.model.image.weights=", "--config.model.text.weights=", "--config.data.image_size=64"]
+    loaded = config.load(str(ROOT / "configs/demo.py"), [*stores(path), *scratch, "--config.mesh.data=1"])
+    job = build.job(loaded)
+    aurocs, losses = [], []
+    for start in range(starts):
+        loaded.seed = start
+        current = build.fresh_state(job)
+        for step in range(start * steps, (start + 1) * steps):
+            batch = job.stream.batch(step)
+            arrays = sharding.to_global({"image": batch.image, "tokens": batch.tokens}, job.mesh)
+            current, metrics = job.step(current, arrays)
+            if step % steps >= steps // 2:
+                losses.append(float(metrics["loss"]))
+        aurocs += [e.run(job.encode, current.params)["auroc/mean"] for e in job.evaluators.values()]
+    return {"auroc": float(np.mean(aurocs)), "loss": float(np.mean(losses))}
 
 
 def shuffled(source: Source) -> Source:

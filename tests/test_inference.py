@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import json
 import shutil
@@ -14,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from cards import IMAGE, TEXT, VOCABULARY, small_card
 from flax import nnx
 from PIL import Image
 
@@ -25,7 +25,8 @@ from hybridclip_jax.errors import UserError
 from hybridclip_jax.inference import LoadedModel
 from hybridclip_jax.modelfolder import CARD, Card
 
-SPEC = models.DualSpec("dinov3_tiny32", "clip_text_tiny", context=12, embed_dim=32)
+SPEC = models.DualSpec(IMAGE, TEXT, context=12, embed_dim=32)
+START, END = VOCABULARY - 2, VOCABULARY - 1
 SIDE = 64
 TEXTS = ["pneumothorax", "no pneumothorax", "the heart is enlarged; " * 20, ""]
 
@@ -44,26 +45,8 @@ def weights() -> dict[str, np.ndarray]:
 
 
 def card(kind: str = "dual", *, colour: bool = False) -> Card:
-    return Card(
-        kind=kind,
-        architecture={"image": SPEC.image, "text": SPEC.text, "context": SPEC.context, "embed_dim": SPEC.embed_dim},
-        preprocessing={
-            "image_size": SIDE,
-            "mean": list(CLIP_MEAN),
-            "std": list(CLIP_STD),
-            "store": {"resize": "pad", "colour": colour},
-        },
-        tokenizer=Tokenizer(4096).card(),
-        source={},
-        licence="none",
-        synthetic=True,
-    )
-
-
-def alone(kind: str) -> Card:
-    held = {"image": ("image",), "text": ("text", "context", "embed_dim")}[kind]
-    whole = card(kind)
-    return dataclasses.replace(whole, architecture={name: whole.architecture[name] for name in held})
+    store = {"resize": "pad", "colour": colour}
+    return small_card(kind, context=SPEC.context, embed_dim=SPEC.embed_dim, store=store)
 
 
 @pytest.fixture(scope="module")
@@ -176,7 +159,7 @@ def test_texts_are_encoded_as_the_tokenizer_and_the_tower_say(model: LoadedModel
     assert t.shape == (4, SPEC.embed_dim)
     assert t.dtype == np.float32
     np.testing.assert_allclose(np.linalg.norm(t, axis=1), 1, atol=1e-6)
-    tokens = Tokenizer(4096)(TEXTS, SPEC.context)
+    tokens = Tokenizer(VOCABULARY)(TEXTS, SPEC.context)
     assert tokens.truncated.tolist() == [False, False, True, False]
     wanted = model.text_features(tokens.ids) @ weights()["text_projection/kernel"]
     np.testing.assert_allclose(t, wanted / np.linalg.norm(wanted, axis=1, keepdims=True), atol=1e-5)
@@ -184,8 +167,8 @@ def test_texts_are_encoded_as_the_tokenizer_and_the_tower_say(model: LoadedModel
 
 
 def test_the_raw_text_entry_takes_fewer_tokens_than_the_context(model: LoadedModel) -> None:
-    ids = Tokenizer(4096)(["pneumonia"], SPEC.context).ids
-    end = int(np.argmax(ids[0] == 4095)) + 1
+    ids = Tokenizer(VOCABULARY)(["pneumonia"], SPEC.context).ids
+    end = int(np.argmax(ids[0] == END)) + 1
     np.testing.assert_allclose(model.text_features(ids[:, :end]), model.text_features(ids), atol=1e-4)
 
 
@@ -214,7 +197,7 @@ def test_a_run_loads_as_its_best_model(folder: Path, model: LoadedModel, tmp_pat
 
 def test_one_tower_loads_as_that_tower(model: LoadedModel, tmp_path: Path) -> None:
     for kind in ("image", "text"):
-        modelfolder.save(tmp_path / kind, weights(), alone(kind))
+        modelfolder.save(tmp_path / kind, weights(), card(kind))
     image, text = (hc.load(tmp_path / kind, batch_size=4) for kind in ("image", "text"))
     x = np.random.default_rng(0).normal(size=(3, SIDE, SIDE, 3)).astype(np.float32)
     np.testing.assert_array_equal(image.image_features(x), model.image_features(x))
@@ -255,14 +238,14 @@ MISUSE: dict[str, tuple[Callable[[LoadedModel], object], str]] = {
     "raw grey": (lambda m: m.image_features(np.zeros((1, 64, 64, 1))), "needs normalised floats [B, H, W, 3]"),
     "raw single": (lambda m: m.image_features(np.zeros((64, 64, 3))), "needs normalised floats [B, H, W, 3]"),
     "words as ids": (lambda m: m.text_features(["pneumonia"]), "needs token ids [B, T]"),
-    "one row of ids": (lambda m: m.text_features([4094, 4095]), "needs token ids [B, T]"),
+    "one row of ids": (lambda m: m.text_features([START, END]), "needs token ids [B, T]"),
     "too many ids": (
-        lambda m: m.text_features(np.full((1, 13), 4095)),
+        lambda m: m.text_features(np.full((1, 13), END)),
         "text_features: 13 tokens do not fit the context of 12",
     ),
     "no end token": (
-        lambda m: m.text_features([[4094, 5, 4095], [4094, 5, 0]]),
-        "text_features: every row needs its end token, 4095",
+        lambda m: m.text_features([[START, 5, END], [START, 5, 0]]),
+        f"text_features: every row needs its end token, {END}",
     ),
 }
 
@@ -306,7 +289,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
         edit("tokenizer", "clean", value="none"),
         "was made with tokenizer clean = none, this program has ftfy+html2+whitespace+lower",
     ),
-    "another vocabulary": (edit("tokenizer", "vocab_size", value=4000), "was made with tokenizer "),
+    "another vocabulary": (edit("tokenizer", "vocab_size", value=VOCABULARY - 96), "was made with tokenizer "),
 }
 
 

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cards import VOCABULARY, small_card
 from safetensors.numpy import save_file
 
 from hybridclip_jax import modelfolder
@@ -36,8 +37,6 @@ HELD = {
     "image": {"image/blocks/0/attn/q/kernel", "image/cls_token"},
     "text": {"text/token_embedding", "text/norm/scale", "text_projection/kernel"},
 }
-PREPROCESSING = {"image_size": 64, "mean": list(CLIP_MEAN), "std": list(CLIP_STD), "resize": "bicubic"}
-TOKENIZER = Tokenizer(4096).card()
 
 
 def weights(seed: int = 0) -> dict[str, np.ndarray]:
@@ -46,17 +45,10 @@ def weights(seed: int = 0) -> dict[str, np.ndarray]:
 
 
 def card(kind: str = "dual") -> Card:
-    names = {"image": "dinov3_tiny32", "text": "clip_text_tiny", "context": 16, "embed_dim": 4}
-    held = {"dual": tuple(names), "image": ("image",), "text": ("text", "context", "embed_dim")}[kind]
-    return Card(
-        kind=kind,
-        architecture={name: names[name] for name in held},
-        preprocessing=PREPROCESSING if kind != "text" else {},
-        tokenizer=TOKENIZER if kind != "image" else {},
-        source={"file": "x.pth", "sha256": "ab"},
-        licence="MIT",
-        synthetic=True,
-    )
+    return small_card(kind, context=16, embed_dim=4, resize="bicubic")
+
+
+PREPROCESSING, TOKENIZER = card().preprocessing, card().tokenizer
 
 
 @pytest.fixture
@@ -210,7 +202,7 @@ def test_the_runs_own_card_may_hold_tuples(folder: Path) -> None:
     assert take(folder, "image", preprocessing={"mean": CLIP_MEAN, "std": CLIP_STD, "image_size": 224})
 
 
-OTHER_TOKENIZER = Tokenizer(4000).card()
+OTHER_TOKENIZER = Tokenizer(VOCABULARY - 96).card()
 MISMATCHES: dict[str, tuple[str, dict[str, Any], str]] = {
     "architecture": (
         "image",
@@ -235,7 +227,7 @@ MISMATCHES: dict[str, tuple[str, dict[str, Any], str]] = {
     "tokenizer": (
         "text",
         {"tokenizer": OTHER_TOKENIZER},
-        "was made with vocab_size = 4096, this run has tokenizer.vocab_size = 4000",
+        f"was made with vocab_size = {VOCABULARY}, this run has tokenizer.vocab_size = {VOCABULARY - 96}",
     ),
     "merges": (
         "text",
