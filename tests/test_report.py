@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from hybridclip_jax.commands import report as command
-from hybridclip_jax.errors import UserError, run_or_exit
+from hybridclip_jax.errors import StorageError, UserError, run_or_exit
 from hybridclip_jax.logs import MetricsWriter, read_metrics
 from hybridclip_jax.report import end_table, render
 from hybridclip_jax.report.charts import Series, line_chart, thin, ticks
@@ -213,7 +213,8 @@ def test_rendering_again_gives_the_same_bytes_and_leaves_nothing_else(tmp_path: 
     workdir = make_run(tmp_path / "run")
     first = render(workdir).read_bytes()
     assert render(workdir).read_bytes() == first
-    assert not list(workdir.glob(".report*"))
+    files = {"config.json", "metrics.jsonl", "best.json", "summary.json", "report.html", "tb"}
+    assert {path.name for path in workdir.iterdir()} == files
 
 
 @pytest.mark.parametrize(
@@ -222,8 +223,13 @@ def test_rendering_again_gives_the_same_bytes_and_leaves_nothing_else(tmp_path: 
         ("config.json", None, "not a run's folder"),
         ("metrics.jsonl", None, "no such file; give the --workdir of a run"),
         ("metrics.jsonl", "", "no step is logged yet; let the run reach its first logged step"),
-        ("config.json", "{", r"config.json: not JSON"),
-        ("best.json", "[]", r"best.json: holds no JSON object"),
+        ("config.json", "{", "config.json: not JSON"),
+        ("config.json", "{}", "config.json: steps is missing; restore it, or delete it and give the command"),
+        ("best.json", "[]", "best.json: holds no JSON object"),
+        ("best.json", "{}", "best.json: step is missing; restore it, or delete it"),
+        ("best.json", "\x00" * 80, "best.json: not JSON"),
+        ("summary.json", "null", "summary.json: holds no JSON object"),
+        ("summary.json", "9" * 5000, "summary.json: not JSON"),
     ],
 )
 def test_a_folder_without_a_run_is_the_users_error(
@@ -234,10 +240,130 @@ def test_a_folder_without_a_run_is_the_users_error(
         (workdir / file).unlink()
     else:
         (workdir / file).write_text(content)
+    assert said in refusal(workdir, capsys)
+
+
+def refusal(workdir: Path, capsys: pytest.CaptureFixture[str]) -> str:
+    """What the command says of a run that it refuses."""
     assert run_or_exit(lambda: command.run(argparse.Namespace(workdir=[workdir]))) == 2
     error = capsys.readouterr().err
-    assert said in error
     assert error.count("\n") == 1
+    return error
+
+
+ABSENT = object()
+
+
+def set_field(workdir: Path, file: str, path: tuple[Any, ...], value: Any) -> None:
+    """Gives one field of a run's file another value, or takes it away; in metrics.jsonl, of its last line."""
+    *before, last = (workdir / file).read_text().splitlines()
+    body = node = json.loads(last)
+    for key in path[:-1]:
+        node = node[key]
+    if value is ABSENT:
+        del node[path[-1]]
+    else:
+        node[path[-1]] = value
+    (workdir / file).write_text("\n".join([*before, json.dumps(body), ""]))
+
+
+SLIPS = [
+    ("config.json", "batch_size", "64", 'batch_size is "64"; it must be a whole number from 1 to 1e+100'),
+    ("config.json", "batch_size", 0, "batch_size is 0; it must be a whole number"),
+    ("config.json", "steps", 40.5, "steps is 40.5; it must be a whole number"),
+    ("config.json", "steps", 10**400, "steps is 1000000"),
+    ("config.json", "model", ["image"], 'model is ["image"]; it must be an object'),
+    ("config.json", "model.image", "dinov3", 'model.image is "dinov3"; it must be an object'),
+    ("config.json", "model.text.arch", ABSENT, "model.text.arch is missing"),
+    ("config.json", "data", None, "data is null; it must be an object"),
+    ("config.json", "evals", [], "evals is []; it must be an object"),
+    ("config.json", "evals.val", "stores/a", 'evals.val is "stores/a"; it must be an object'),
+    ("config.json", "note", "\ud83d", "holds half a character"),
+    ("best.json", "step", "30", 'step is "30"; it must be a whole number'),
+    ("best.json", "step", True, "step is true; it must be a whole number"),
+    ("best.json", "value", ABSENT, "value is missing"),
+    ("best.json", "value", "high", 'value is "high"; it must be a number'),
+    ("best.json", "interval", [0.1], "interval is [0.1]; it must be two numbers"),
+    ("best.json", "runner_up", "step 40", 'runner_up is "step 40"; it must be an object'),
+    ("best.json", "runner_up.step", None, "runner_up.step is null; it must be a whole number"),
+    ("best.json", "why", ["x" * 99], 'why is ["xxxxx'),
+    ("summary.json", "step", [40], "step is [40]; it must be a whole number"),
+    ("summary.json", "finished", "yes", 'finished is "yes"; it must be true or false'),
+    ("summary.json", "wall_s", "5 min", 'wall_s is "5 min"; it must be a number'),
+    ("summary.json", "devices", ["H200"], 'devices is ["H200"]; it must be an object'),
+    ("summary.json", "versions", "0.10", 'versions is "0.10"; it must be an object'),
+    ("summary.json", "parameters.image", 7, "parameters.image is 7; it must be an object"),
+    ("summary.json", "data.train.synthetic", [], "data.train.synthetic is []; it must be true or false"),
+    ("summary.json", "data.evals", [1], "data.evals is [1]; it must be an object"),
+    ("summary.json", "command", ["python"], 'command is ["python"]; it must be text'),
+    ("metrics.jsonl", "step", "40", 'the line of step "40", split "eval/other": step is "40"; it must be a whole'),
+    ("metrics.jsonl", "step", -3, 'the line of step -3, split "eval/other": step is -3; it must be a whole'),
+    ("metrics.jsonl", "split", ["train"], 'split ["train"]: split is ["train"]; it must be text'),
+    ("metrics.jsonl", "auroc/mean", "0.7", 'auroc/mean is "0.7"; it must be a number'),
+    ("metrics.jsonl", "auroc_why/nodule", {}, "auroc_why/nodule is {}; it must be text"),
+    ("metrics.jsonl", "wall_s", 1e300, "wall_s is 1e+300; it must be a number, at most 1e+100; delete that line"),
+]
+
+
+@pytest.mark.parametrize(("file", "field", "value", "said"), SLIPS)
+def test_a_slip_of_the_hand_is_named_by_file_and_field(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], file: str, field: str, value: Any, said: str
+) -> None:
+    workdir = make_run(tmp_path / "run")
+    set_field(workdir, file, tuple(field.split(".")), value)
+    error = refusal(workdir, capsys)
+    assert error.startswith(f"error: {workdir / file}: ")
+    assert said in error
+    assert len(error) < len(str(workdir)) + 250
+
+
+def fields_of(body: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """The path of every value in a JSON object, those that hold others too."""
+    inner = body.items() if isinstance(body, dict) else enumerate(body) if isinstance(body, list) else ()
+    return [*([path] if path else []), *(found for key, value in inner for found in fields_of(value, (*path, key)))]
+
+
+@pytest.mark.parametrize("file", ["config.json", "best.json", "summary.json", "metrics.jsonl"])
+def test_nonsense_in_any_field_ends_in_a_page_or_in_one_line(tmp_path: Path, file: str) -> None:
+    workdir = make_run(tmp_path / "run")
+    good = (workdir / file).read_text()
+    refused = 0
+    for path in fields_of(json.loads(good.splitlines()[-1])):
+        for value in (ABSENT, None, True, "x", "\udc00", -1, 0.5, math.nan, 1e308, 10**400, [], [["x"]], {}, {"x": 1}):
+            if file == "metrics.jsonl" and value is ABSENT:
+                continue  # a last line without its step or split is a torn one, which every reader passes over
+            set_field(workdir, file, path, value)
+            try:
+                render(workdir)
+            except UserError as error:
+                assert str(error).startswith(f"{workdir / file}: "), (path, value)
+                assert "\n" not in str(error), (path, value)
+                refused += 1
+            (workdir / file).write_text(good)
+    assert refused > 50
+
+
+def test_what_the_report_does_not_draw_may_be_anything(tmp_path: Path) -> None:
+    workdir = make_run(tmp_path / "run")
+    page = render(workdir).read_bytes()
+    for name, value in (("synthetic", True), ("threshold_why/nodule", "none"), ("confusion", [[1, 2], [3, 4]])):
+        set_field(workdir, "metrics.jsonl", (name,), value)
+        set_field(workdir, "summary.json", (name,), value)
+        set_field(workdir, "best.json", (name,), value)
+    assert render(workdir).read_bytes() == page
+
+
+def test_a_run_whose_only_line_is_of_step_0_has_a_page(tmp_path: Path) -> None:
+    workdir = make_run(tmp_path / "run", finished=False)
+    (workdir / "metrics.jsonl").write_text('{"step": 0, "split": "train", "loss": 4.0}\n')
+    assert "step 0 of 40" in page_of(workdir).text
+
+
+def test_a_page_that_cannot_be_written_is_the_disks_error(tmp_path: Path) -> None:
+    workdir = make_run(tmp_path / "run")
+    (workdir / "report.html").mkdir()
+    with pytest.raises(StorageError, match=r"run/report\.html: cannot be written: Is a directory"):
+        render(workdir)
 
 
 def test_the_command_writes_one_page_for_each_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

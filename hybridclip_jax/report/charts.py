@@ -70,7 +70,7 @@ def line_chart(
     if not ys:
         return element("p", f"{title}: no finite value was logged.", class_="note")
     xs = [x for s in series for x, _ in s.points] + ([mark[0]] if mark else [])
-    x_high = max(*xs, x_max)
+    x_high = max(*xs, x_max) or 1  # a run may have logged step 0 alone
     low, high = _y_range([*ys, *include, *([reference[0]] if reference else [])], limits)
 
     def px(x: float) -> float:

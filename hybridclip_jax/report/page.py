@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,20 +21,20 @@ from hybridclip_jax.report.tables import (
     reproduce_section,
     work_section,
 )
-from hybridclip_jax.report.words import count, figures, fixed, number
+from hybridclip_jax.report.words import figures, number
+from hybridclip_jax.rundir import write_whole
 
 
 def render(workdir: Path) -> Path:
     """Writes `workdir/report.html` from the run's JSON files alone and returns its path.
 
     They are config.json, metrics.jsonl and, where there are any, best.json and summary.json. The page loads
-    nothing and runs no script. Raises UserError where the folder holds no run or no logged step.
+    nothing and runs no script. Raises UserError where the folder holds no run, no logged step or a file that a run
+    does not write so, StorageError when the disk refuses.
     """
     run = Run.read(Path(workdir))
     path = run.workdir / "report.html"
-    temporary = path.with_name(".report.html.tmp")
-    temporary.write_text(page(run), encoding="utf-8")
-    os.replace(temporary, path)
+    write_whole(path, page(run))
     return path
 
 
@@ -68,14 +67,11 @@ def page(run: Run) -> str:
 
 
 def _header(run: Run) -> Markup:
-    get = run.config.get
-    model: Mapping[str, Any] = get("model") or {}
-    towers = [str((model.get(side) or {}).get("arch", "?")) for side in ("image", "text")]
-    said = f"{towers[0]} joined with {towers[1]}, "
-    said += f"{count(get('steps'))} steps of {count(get('batch_size'))} pairs"
-    devices = run.summary.get("devices") or {}
+    config, devices = run.config, run.summary.get("devices")
+    said = f"{config['model']['image']['arch']} joined with {config['model']['text']['arch']}, "
+    said += f"{config['steps']:,} steps of {config['batch_size']:,} pairs"
     if devices:
-        said += f", on {count(devices.get('count'))} {devices.get('kind', 'device')}"
+        said += f", on {devices['count']:,} {devices['kind']}"
     return element("header", element("h1", run.name), element("p", said, class_="quiet"))
 
 
@@ -84,13 +80,12 @@ def _banners(run: Run) -> Markup:
     if run.synthetic:
         text = "Synthetic data: drawn phantoms, not patients. No number here says anything about people."
         said.append(element("p", element("strong", text), class_="banner"))
-    step, steps = run.reached, number(run.config.get("steps"))
-    if run.summary.get("finished") is not True:
+    if not run.summary.get("finished"):
         why = f": {run.summary['exit']}" if run.summary.get("exit") else ""
-        text = f"This run is not finished: step {step:,} of {count(steps)}{why}."
+        text = f"This run is not finished: step {run.reached:,} of {run.config['steps']:,}{why}."
         said.append(element("p", text, class_="banner"))
     loss, chance = run.final_loss(), run.chance_loss
-    if loss is not None and chance is not None and run.at_chance():
+    if loss is not None and run.at_chance():
         verdict = (
             f"The loss is at chance: it ends at {loss:.3f}, where a model that cannot tell the pairs of a "
             f"batch apart has {chance:.3f}. Nothing of the pairing has been learnt."
@@ -102,13 +97,12 @@ def _banners(run: Run) -> Markup:
 def _tiles(run: Run) -> Markup:
     tiles: list[tuple[str, str]] = []
     if run.best:
-        tiles.append((fixed(run.best.get("value"), 3), f"{run.best.get('metric', 'value')}, chosen step"))
-        tiles.append((count(run.best.get("step")), "chosen step"))
-    loss, chance = run.final_loss(), run.chance_loss
+        tiles.append((f"{run.best['value']:.3f}", f"{run.best['metric']}, chosen step"))
+        tiles.append((f"{run.best['step']:,}", "chosen step"))
+    loss = run.final_loss()
     if loss is not None:
-        beside = f", chance {chance:.3f}" if chance is not None else ""
-        tiles.append((f"{loss:.3f}", f"training loss at the end{beside}"))
-    tiles.append((f"{run.reached:,}", f"of {count(run.config.get('steps'))} steps"))
+        tiles.append((f"{loss:.3f}", f"training loss at the end, chance {run.chance_loss:.3f}"))
+    tiles.append((f"{run.reached:,}", f"of {run.config['steps']:,} steps"))
     tiles.append((figures(run.last("pf_days_model")), "PF-days of model work"))
     wall = run.last("wall_s")
     if wall is not None:
@@ -121,22 +115,17 @@ def _choice(run: Run) -> Markup:
         text = "No step has been chosen yet; where a step is needed below, the last evaluated one stands in."
         return element("section", element("h2", "The chosen step"), element("p", text))
     best = run.best
-    said = f"Step {count(best.get('step'))}: {best.get('metric')} = {fixed(best.get('value'), 4)}"
-    interval = best.get("interval")
-    if isinstance(interval, list) and len(interval) == 2:
-        said += f", interval {fixed(interval[0], 3)} to {fixed(interval[1], 3)}"
-    runner = best.get("runner_up")
-    parts = [element("p", f"{said}."), element("p", str(best.get("why") or "No reason was recorded."))]
-    if isinstance(runner, dict):
-        parts.append(element("p", f"Runner-up: step {count(runner.get('step'))}, {fixed(runner.get('value'), 4)}."))
-    elif runner is not None:
-        parts.append(element("p", f"Runner-up: {runner}."))
+    said = f"Step {best['step']:,}: {best['metric']} = {best['value']:.4f}"
+    if interval := best.get("interval"):
+        said += f", interval {interval[0]:.3f} to {interval[1]:.3f}"
+    parts = [element("p", f"{said}."), element("p", best.get("why") or "No reason was recorded.")]
+    if runner := best.get("runner_up"):
+        parts.append(element("p", f"Runner-up: step {runner['step']:,}, {runner['value']:.4f}."))
     return element("section", element("h2", "The chosen step"), parts)
 
 
 def _charts(run: Run) -> Markup:
-    step = run.best.get("step") if isinstance(run.best.get("step"), int) else None
-    mark = (float(step), f"chosen: {step:,}") if step is not None else None
+    mark = (float(run.best["step"]), f"chosen: {run.best['step']:,}") if run.best else None
     drawn = [_loss_chart(run)]
     for name, lines in evaluations(run.metrics).items():
         drawn.append(_auroc_chart(name, lines, mark, run.reached))
@@ -153,14 +142,12 @@ def _charts(run: Run) -> Markup:
 def _loss_chart(run: Run) -> Markup:
     points, k = thin([(line["step"], number(line.get("loss"))) for line in run.train])
     chance = run.chance_loss
-    batch = count(run.config.get("batch_size"))
-    reference = (chance, f"chance: ln {batch} = {chance:.3f}") if chance is not None else None
     chart = line_chart(
         [Series("training loss", points)],
         title="Training loss by step",
-        reference=reference,
+        reference=(chance, f"chance: ln {run.config['batch_size']:,} = {chance:.3f}"),
         # half a nat in view, so that a run stuck at chance looks flat and not like a lively curve
-        include=(chance - 0.5,) if chance is not None else (),
+        include=(chance - 0.5,),
         x_max=run.reached,
     )
     lost = sum(number(line.get("loss")) is None for line in run.train)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from hybridclip_jax import chance
 from hybridclip_jax.errors import UserError
 from hybridclip_jax.logs import METRICS_FILE, read_metrics
+from hybridclip_jax.report import fields
 from hybridclip_jax.report.words import number
 
 SUMMARIES = ("mean", "mean5", "n_labels")  # what stands beside the labels under auroc/
@@ -46,7 +46,7 @@ def value_or_why(line: Mapping[str, Any] | None, name: str) -> tuple[float | Non
 
 def shown_step(best: Mapping[str, Any], evals: Mapping[str, Sequence[Mapping[str, Any]]]) -> int | None:
     """The chosen step, or where none was chosen the last evaluated one; None without any evaluation."""
-    if isinstance(best.get("step"), int):
+    if best:
         return int(best["step"])
     return max((lines[-1]["step"] for lines in evals.values()), default=None)
 
@@ -57,7 +57,7 @@ def at_step(lines: Sequence[Mapping[str, Any]], step: int | None) -> Mapping[str
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """The files of a run's folder. `best` and `summary` are empty where the run has not written them yet."""
+    """The files of a run's folder, each of its shape in `fields`; `best` and `summary` are empty until written."""
 
     workdir: Path
     config: dict[str, Any]
@@ -67,20 +67,17 @@ class Run:
 
     @classmethod
     def read(cls, workdir: Path) -> Run:
-        """Raises UserError where the folder holds no run, no logged step, or a damaged file."""
+        """Raises UserError where the folder holds no run, no logged step, or a file that is not as a run writes it."""
         workdir = Path(workdir)
         if not (workdir / "config.json").is_file():
             raise UserError(f"{workdir}: not a run's folder (no config.json); give the --workdir of a run")
         metrics = read_metrics(workdir / METRICS_FILE)
         if not metrics:
             raise UserError(f"{workdir / METRICS_FILE}: no step is logged yet; let the run reach its first logged step")
-        return cls(
-            workdir,
-            _object(workdir / "config.json"),
-            metrics,
-            _object(workdir / "best.json"),
-            _object(workdir / "summary.json"),
-        )
+        for line in metrics:
+            fields.check_line(workdir / METRICS_FILE, line)
+        config, best, summary = (fields.read(workdir / f"{name}.json") for name in ("config", "best", "summary"))
+        return cls(workdir, config, metrics, best, summary)
 
     @property
     def name(self) -> str:
@@ -94,8 +91,7 @@ class Run:
     @property
     def reached(self) -> int:
         """The last step that the run says it made: a killed run's summary is older than its metrics."""
-        step = self.summary.get("step")
-        return max([step if isinstance(step, int) else 0, *(line["step"] for line in self.metrics)])
+        return max([self.summary.get("step", 0), *(line["step"] for line in self.metrics)])
 
     @property
     def synthetic(self) -> bool:
@@ -103,10 +99,9 @@ class Run:
         return _says_synthetic(self.summary) or _says_synthetic(self.config)
 
     @property
-    def chance_loss(self) -> float | None:
+    def chance_loss(self) -> float:
         """ln(batch): the InfoNCE loss, in nats, of a model that cannot tell the pairs of a batch apart."""
-        batch = number(self.config.get("batch_size"))
-        return chance.loss(int(batch)) if batch and batch > 0 else None
+        return chance.loss(self.config["batch_size"])
 
     def train_values(self, name: str) -> list[float]:
         return [value for line in self.train if (value := number(line.get(name))) is not None]
@@ -128,20 +123,7 @@ class Run:
 
     def at_chance(self) -> bool:
         """True where training has ended up at the chance loss, or above it."""
-        batch = number(self.config.get("batch_size"))
-        return batch is not None and batch > 0 and chance.reached(self.final_losses(), int(batch))
-
-
-def _object(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON ({error}); restore it, or run the same command again") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: holds no JSON object; restore it, or run the same command again")
-    return value
+        return chance.reached(self.final_losses(), self.config["batch_size"])
 
 
 def _says_synthetic(value: object) -> bool:

@@ -25,7 +25,7 @@ def labels_section(run: Run) -> Markup:
         for key, title in (("mean", f"mean of {averaged}"), ("mean5", "mean of the five competition labels")):
             if line is not None and f"auroc/{key}" in line:
                 rows.append(_label_row(line, key, title, class_="total"))
-        protocol = ((run.config.get("evals") or {}).get(name) or {}).get("protocol")
+        protocol = run.config["evals"].get(name, {}).get("protocol")
         head = [
             element("th", "label"),
             element("th", "AUROC", class_="n"),
@@ -67,11 +67,10 @@ def _bar(value: float) -> Markup:
 
 def data_section(run: Run) -> Markup:
     data = run.summary.get("data") or {}
-    stores = [("train", data.get("train") or {"spec": (run.config.get("data") or {}).get("train")})]
+    stores = [("train", data.get("train") or {"spec": run.config["data"]["train"]})]
     counted = data.get("evals") or {}
     stores += [
-        (f"eval/{name}", counted.get(name) or {"spec": (entry or {}).get("data")})
-        for name, entry in (run.config.get("evals") or {}).items()
+        (f"eval/{name}", counted.get(name) or {"spec": entry["data"]}) for name, entry in run.config["evals"].items()
     ]
     head = element(
         "tr",
@@ -88,7 +87,7 @@ def data_section(run: Run) -> Markup:
         element(
             "tr",
             element("th", use, scope="row"),
-            element("td", store.get("spec") or "not recorded", kinds.get(store.get("synthetic")), class_="long"),
+            element("td", store["spec"] or "not recorded", kinds.get(store.get("synthetic")), class_="long"),
             element("td", count(store.get("records")), class_="n"),
             element("td", count(store.get("patients")), class_="n"),
         )
@@ -125,13 +124,13 @@ def machine_section(run: Run) -> Markup:
     rows += [(str(key), text(value)) for key, value in versions.items()]
     parts = [pairs(rows) if rows else element("p", "Not recorded: the run has written no summary.json yet.")]
     towers = run.summary.get("parameters")
-    if isinstance(towers, dict) and towers:
+    if towers:
         head = element("tr", element("th", "tower"), *(element("th", h, class_="n") for h in ("parameters", "train")))
         counts = [
             element(
                 "tr",
                 element("th", tower, scope="row"),
-                *(element("td", count((entry or {}).get(key)), class_="n") for key in ("count", "trainable")),
+                *(element("td", count(entry[key]), class_="n") for key in ("count", "trainable")),
             )
             for tower, entry in towers.items()
         ]

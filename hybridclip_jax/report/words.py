@@ -18,12 +18,6 @@ def count(value: object) -> str:
     return "not recorded" if found is None else f"{found:,.0f}"
 
 
-def fixed(value: object, digits: int) -> str:
-    """With that many decimals, n/a where undefined."""
-    found = number(value)
-    return "n/a" if found is None else f"{found:.{digits}f}"
-
-
 def figures(value: object) -> str:
     """Four significant figures, for what spans many powers of ten."""
     found = number(value)
