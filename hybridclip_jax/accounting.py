@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from hybridclip_jax.errors import StorageError
 from hybridclip_jax.peaks import peak
+from hybridclip_jax.rundir import write_json
 
 PF_DAY = 1e15 * 86_400
 # The use of peak that "AI and Compute" assumes where none was measured.
@@ -255,14 +254,8 @@ class Meter:
         self.train_flops, self.eval_flops = int(state["train_flops"]), int(state["eval_flops"])
 
     def _write(self) -> None:
-        if self._ledger is None:
-            return
-        partial = self._ledger.with_name(self._ledger.name + ".part")
-        try:
-            partial.write_text(json.dumps({"attempts": self.attempts()}, indent=2) + "\n")
-            os.replace(partial, self._ledger)
-        except OSError as error:
-            raise StorageError(f"{self._ledger}: cannot be written: {error.strerror}") from error
+        if self._ledger is not None:
+            write_json(self._ledger, {"attempts": self.attempts()})
 
 
 def _read_ledger(ledger: Path | None) -> list[dict[str, Any]]:

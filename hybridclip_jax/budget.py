@@ -12,7 +12,7 @@ from jax.sharding import AbstractMesh
 
 from hybridclip_jax import accounting, build, optim, peaks, sharding, state
 from hybridclip_jax.errors import UserError
-from hybridclip_jax.logs import duration, table
+from hybridclip_jax.logs import duration, table, tower_counts
 
 # Without a count: one device, and the eight of a usual node.
 _COUNTS = (1, 8)
@@ -66,15 +66,9 @@ def step_flops(config: Any, model: build.Model) -> accounting.StepFlops:
 
 def parameters_table(model: build.Model) -> str:
     """Parameters of each part and how many of them train."""
-    parts: dict[str, list[int]] = {}
-    for name, leaf in model.shapes.items():
-        count = math.prod(leaf.shape)
-        for key in (name.split("/")[0], "total"):
-            part = parts.setdefault(key, [0, 0])
-            part[0] += count
-            part[1] += count * (name in model.optimizer.trainable)
-    parts["total"] = parts.pop("total")
-    rows = [[key, *map(_millions, part)] for key, part in parts.items()]
+    counts = tower_counts(model.shapes, model.optimizer.trainable.__contains__)
+    totals = {kind: sum(count[kind] for count in counts.values()) for kind in ("count", "trainable")}
+    rows = [[name, *map(_millions, count.values())] for name, count in {**counts, "total": totals}.items()]
     return table(["parameters", "count", "trained"], rows)
 
 

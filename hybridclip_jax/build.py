@@ -20,7 +20,7 @@ from hybridclip_jax.data.sentences import names_sides
 from hybridclip_jax.data.store import Store
 from hybridclip_jax.data.tokenizer import Tokenizer
 from hybridclip_jax.errors import UserError
-from hybridclip_jax.evals import EVALUATORS
+from hybridclip_jax.evals import EVALUATORS, Evaluator
 from hybridclip_jax.evals.encode import Encode
 from hybridclip_jax.models.layers import l2_normalize
 from hybridclip_jax.state import Params, TrainState
@@ -51,7 +51,7 @@ class Job:
     tokenizer: Tokenizer
     store: Store
     stream: TrainStream
-    evaluators: dict[str, Any]
+    evaluators: dict[str, Evaluator]
     encode: Encode
     abstract: TrainState
     placement: TrainState
@@ -196,7 +196,7 @@ def _train_store(config: Any) -> Store:
     return Store.open(config.data.train)
 
 
-def _evaluators(config: Any, tokenizer: Tokenizer, train: Store) -> dict[str, Any]:
+def _evaluators(config: Any, tokenizer: Tokenizer, train: Store) -> dict[str, Evaluator]:
     evaluators = {}
     for name, entry in config.evals.items():
         if entry.protocol not in EVALUATORS:
@@ -210,7 +210,6 @@ def _evaluators(config: Any, tokenizer: Tokenizer, train: Store) -> dict[str, An
             tokenizer,
             context=config.model.text.context,
             image_size=config.data.image_size,
-            batch_size=config.batch_size,
         )
         _refuse_other_pixels(name, evaluator.store, train)
         _refuse_leak(name, evaluator.store, train)
@@ -301,7 +300,7 @@ def card(job: Job) -> modelfolder.Card:
     )
 
 
-def _warnings(config: Any, store: Store, evaluators: dict[str, Any]) -> list[str]:
+def _warnings(config: Any, store: Store, evaluators: dict[str, Evaluator]) -> list[str]:
     found = []
     share = names_sides(store.texts)
     if config.data.flip and share > 0:

@@ -16,6 +16,7 @@ from PIL import Image
 from hybridclip_jax import modelfolder, models, state, step
 from hybridclip_jax.data import pixels, transforms
 from hybridclip_jax.data.formats.base import RecordError
+from hybridclip_jax.data.loader import width_for
 from hybridclip_jax.data.store import SIDE
 from hybridclip_jax.data.tokenizer import Tokenizer
 from hybridclip_jax.errors import UserError
@@ -75,7 +76,15 @@ class LoadedModel:
         for place, text in enumerate(texts):
             if not isinstance(text, str):
                 raise UserError(f"text {place}: {type(text).__name__} is not a text")
-        return self._batched("encode_text", self.tokenizer(texts, self._context).ids)
+        if not texts:
+            raise UserError("encode_text: nothing to encode")
+        tokens = self.tokenizer(texts, self._context)
+        # By each text's own length: what a text is encoded with must not change the last digits of its embedding.
+        widths = np.array([width_for(int(eot) + 1, self._context) for eot in tokens.eot], int)
+        embedding_BxE = np.empty((len(texts), self.card.architecture["embed_dim"]), np.float32)
+        for width in np.unique(widths):
+            embedding_BxE[widths == width] = self._batched("encode_text", tokens.ids[widths == width, :width])
+        return embedding_BxE
 
     def image_features(self, images: Any) -> np.ndarray:
         """float32 [B, H, W, 3], already normalised -> pooled features [B, D], before projection and L2."""

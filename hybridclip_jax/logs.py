@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
+from hybridclip_jax import rundir
 from hybridclip_jax.errors import StorageError, UserError
 
-METRICS_FILE = "metrics.jsonl"
+METRICS_FILE = rundir.METRICS
 TOWERS = ("image", "image_projection", "text", "text_projection", "logit_scale")
 
 
@@ -117,8 +119,9 @@ class _Events:
 
     def __init__(self, folder: Path, purge_step: int) -> None:
         # Imported here: tables and bars are used where tensorboardX is not installed (benchmark machines).
-        from tensorboardX.event_file_writer import EventsWriter
-        from tensorboardX.proto import event_pb2, summary_pb2
+        with _hidden("torch"):
+            from tensorboardX.event_file_writer import EventsWriter
+            from tensorboardX.proto import event_pb2, summary_pb2
 
         folder.mkdir(exist_ok=True)
         # TensorBoard reads a folder's files in the order of their names; two attempts may share a second.
@@ -139,6 +142,19 @@ class _Events:
 
     def close(self) -> None:
         self._writer.close()
+
+
+@contextlib.contextmanager
+def _hidden(module: str) -> Iterator[None]:
+    """tensorboardX tries to import torch and does without: seconds, and memory, that a run has no use for."""
+    if module in sys.modules:
+        yield
+        return
+    sys.modules[module] = None  # type: ignore[assignment]  # as the import system spells "not to be found"
+    try:
+        yield
+    finally:
+        del sys.modules[module]
 
 
 def _plain(value: Any) -> float | int | str | None:
@@ -276,24 +292,31 @@ class ArrayLike(Protocol):
     def dtype(self) -> Any: ...
 
 
+def tower_counts(params: Mapping[str, ArrayLike], trainable: Callable[[str], bool]) -> dict[str, dict[str, int]]:
+    """{tower: {"count", "trainable"}} of a flat dict of arrays or shapes, in the order of TOWERS."""
+    present = {name.split("/")[0] for name in params}
+    towers = [t for t in TOWERS if t in present] + sorted(present.difference(TOWERS))
+    counts = {tower: {"count": 0, "trainable": 0} for tower in towers}
+    for name, leaf in params.items():
+        tower = counts[name.split("/")[0]]
+        tower["count"] += math.prod(leaf.shape)
+        tower["trainable"] += math.prod(leaf.shape) * trainable(name)
+    return counts
+
+
 def parameter_table(params: Mapping[str, ArrayLike], trainable: Callable[[str], bool]) -> str:
     """Per tower: parameters, how many train, dtype; then a sentence that says what trains and what is frozen.
 
     `params` is the flat dict of arrays (or of shapes); `trainable` says of a name whether it trains.
     """
-    present = {name.split("/")[0] for name in params}
-    towers = [t for t in TOWERS if t in present] + sorted(present.difference(TOWERS))
+    counts = tower_counts(params, trainable)
     rows: list[list[object]] = []
-    totals = [0, 0]
-    for tower in towers:
-        names = [name for name in params if name.split("/")[0] == tower]
-        sizes = {name: math.prod(params[name].shape) for name in names}
-        count, trained = sum(sizes.values()), sum(size for name, size in sizes.items() if trainable(name))
-        dtypes = ", ".join(sorted({str(params[name].dtype) for name in names}))
-        rows.append([tower, f"{count:,}", f"{trained:,}", dtypes])
-        totals = [totals[0] + count, totals[1] + trained]
-    rows.append(["total", f"{totals[0]:,}", f"{totals[1]:,}", ""])
-    words = _what_trains(params, towers, trainable)
+    for tower, count in counts.items():
+        dtypes = sorted({str(leaf.dtype) for name, leaf in params.items() if name.split("/")[0] == tower})
+        rows.append([tower, f"{count['count']:,}", f"{count['trainable']:,}", ", ".join(dtypes)])
+    totals = (sum(count[kind] for count in counts.values()) for kind in ("count", "trainable"))
+    rows.append(["total", *(f"{total:,}" for total in totals), ""])
+    words = _what_trains(params, list(counts), trainable)
     return table(["tower", "parameters", "trainable", "dtype"], rows) + f"\n{words}"
 
 

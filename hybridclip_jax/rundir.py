@@ -13,6 +13,7 @@ from typing import Any
 from hybridclip_jax.errors import StorageError, UserError
 
 CONFIG, LOCK = "config.json", ".lock"
+METRICS, CHECKPOINTS = "metrics.jsonl", "checkpoints"
 # Fields that may differ between attempts: a run may move to other devices, or be told to go on at chance.
 MAY_CHANGE = ("mesh.", "watchdog.")
 
@@ -21,7 +22,7 @@ def refuse_another(workdir: Path, config_text: str) -> None:
     """Raises UserError where `workdir` holds a run of another config, StorageError where it cannot be read."""
     path = workdir / CONFIG
     try:
-        if not path.exists():
+        if not path.exists() or not _began(workdir):
             return
         earlier = _flat(json.loads(path.read_text()))
     except OSError as error:
@@ -40,9 +41,15 @@ def refuse_another(workdir: Path, config_text: str) -> None:
         )
 
 
+def _began(workdir: Path) -> bool:
+    """Whether a step was ever logged: a config that failed before, at a batch too large say, may be mended in place."""
+    metrics, checkpoints = workdir / METRICS, workdir / CHECKPOINTS
+    return (metrics.exists() and metrics.stat().st_size > 0) or (checkpoints.exists() and any(checkpoints.iterdir()))
+
+
 @contextlib.contextmanager
 def claimed(workdir: Path, config_text: str) -> Iterator[None]:
-    """Holds `workdir` for this process and notes the config in it, once.
+    """Holds `workdir` for this process and notes the config in it, for good once a step is logged.
 
     Raises UserError where another attempt is at work in it or it holds another run, StorageError where it cannot
     be made.
@@ -62,7 +69,7 @@ def claimed(workdir: Path, config_text: str) -> Iterator[None]:
             if error.errno not in (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK):
                 raise
         refuse_another(workdir, config_text)
-        if not (workdir / CONFIG).exists():
+        if not ((workdir / CONFIG).exists() and _began(workdir)):
             write_whole(workdir / CONFIG, config_text)
         yield
 
@@ -83,7 +90,7 @@ def write_whole(path: Path, text: str) -> None:
     """The new text or the old one, never a part. Raises StorageError when the disk refuses."""
     partial = path.with_name(path.name + ".partial")
     try:
-        partial.write_text(text)
+        partial.write_text(text, encoding="utf-8")
         partial.replace(path)
     except OSError as error:
         raise StorageError(f"{path}: cannot be written: {error.strerror}") from error

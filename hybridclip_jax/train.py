@@ -21,6 +21,7 @@ from hybridclip_jax.build import Job
 from hybridclip_jax.checkpoint import Checkpoints
 from hybridclip_jax.data.loader import Batch
 from hybridclip_jax.errors import RunStopped, UserError
+from hybridclip_jax.evals.encode import Work
 from hybridclip_jax.state import TrainState
 
 # A step is handed to the device while this many batches behind it are already on their way.
@@ -49,7 +50,7 @@ class _Run:
     def __init__(self, job: Job, workdir: Path, command: str) -> None:
         self.job, self.config, self.workdir, self.command = job, job.config, workdir, command
         self.devices = list(job.mesh.devices.flat)
-        self.checkpoints = Checkpoints(workdir / "checkpoints", self.config.checkpoint.keep)
+        self.checkpoints = Checkpoints(workdir / rundir.CHECKPOINTS, self.config.checkpoint.keep)
         self.meter = accounting.Meter(
             self.devices[0].device_kind,
             len(self.devices),
@@ -231,29 +232,21 @@ class _Run:
         for name, evaluator in self.job.evaluators.items():
             started = time.perf_counter()
             values = evaluator.run(self.job.encode, state.params)
-            self.writer.write(step, f"eval/{name}", {**values, "eval_s": time.perf_counter() - started})
+            mark = {"synthetic": True} if evaluator.store.synthetic else {}
+            self.writer.write(step, f"eval/{name}", {**values, "eval_s": time.perf_counter() - started, **mark})
             mean = values.get("auroc/mean")
             self.bar.line(f"step {step:,}  {name}  mean AUROC {'undefined' if mean is None else f'{mean:.4f}'}")
         self.meter.add_eval(self._eval_flops(), time.perf_counter() - began)
 
     def _eval_flops(self) -> int:
-        """Of one evaluation as run: whole batches, each store's images once, each evaluator's prompts."""
-        spec, batch = self.job.model.spec, self.config.batch_size
-        evaluators = self.job.evaluators.values()
-        images = sum(
-            _whole_batches(len(store), batch) for store in {e.store.spec: e.store for e in evaluators}.values()
-        )
+        """Of what the encoders have run since this was last asked."""
+        spec, work = self.job.model.spec, self.job.encode.work
         total = accounting.image_flops(
-            spec.image_arch, embed_dim=spec.embed_dim, image_size=self.config.data.image_size, images=images
+            spec.image_arch, embed_dim=spec.embed_dim, image_size=self.config.data.image_size, images=work.images
         )
-        for evaluator in evaluators:
-            prompts, width = evaluator.ids_PxT.shape
-            total += accounting.text_flops(
-                spec.text_arch,
-                embed_dim=spec.embed_dim,
-                text_tokens=width,
-                texts=_whole_batches(prompts, batch),
-            )
+        for width, texts in work.texts.items():
+            total += accounting.text_flops(spec.text_arch, embed_dim=spec.embed_dim, text_tokens=width, texts=texts)
+        self.job.encode.work = Work()
         return total
 
     def _choose(self, step: int, state: TrainState) -> None:
@@ -300,7 +293,7 @@ class _Run:
             "wall_s": lines[-1]["wall_s"] if lines else 0.0,
             "pairs_per_s": float(np.median(rates)) if rates else None,
             **self.meter.summary(),
-            "parameters": self._counts(),
+            "parameters": logs.tower_counts(self.job.abstract.params, self.trained.__contains__),
             "devices": {
                 "kind": self.devices[0].device_kind,
                 "count": len(self.devices),
@@ -316,14 +309,6 @@ class _Run:
             "best": rundir.read_json(self.workdir / "best.json"),
         }
         rundir.write_json(self.workdir / "summary.json", summary)
-
-    def _counts(self) -> dict[str, dict[str, int]]:
-        counts: dict[str, dict[str, int]] = {}
-        for name, leaf in self.job.abstract.params.items():
-            tower = counts.setdefault(name.split("/")[0], {"count": 0, "trainable": 0})
-            tower["count"] += math.prod(leaf.shape)
-            tower["trainable"] += math.prod(leaf.shape) * (name in self.trained)
-        return counts
 
     def _stop(self, why: str) -> None:
         """Leaves the report of a run that cannot go on: that is when somebody wants to see its curves."""
@@ -349,10 +334,6 @@ class _Window:
 
     def add(self, seconds: float, waited: float) -> None:
         self.seconds, self.waited, self.steps = self.seconds + seconds, self.waited + waited, self.steps + 1
-
-
-def _whole_batches(rows: int, batch: int) -> int:
-    return math.ceil(rows / batch) * batch
 
 
 def _describe(store: Any) -> dict[str, Any]:

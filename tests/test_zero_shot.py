@@ -9,6 +9,7 @@ embedding is drawn from its text. Expected numbers are restated here from the pr
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -96,7 +97,7 @@ def evaluator(tmp_path: Path, labels: Mapping[str, Sequence[float | None]], prom
     path = tmp_path / "store"
     spec = str(path) if path.exists() else make_store(path, labels)
     config = {"protocol": "chexzero", "data": spec, "prompts": prompts}
-    made = EVALUATORS["chexzero"]("e", config, TOKENIZER, context=77, image_size=SIZE, batch_size=BATCH)
+    made = EVALUATORS["chexzero"]("e", config, TOKENIZER, context=77, image_size=SIZE)
     for label in made.labels:
         pair = made.prompts.pair(label)
         for text in (*pair.positive, *pair.negative):
@@ -251,6 +252,10 @@ def test_one_compilation_serves_every_evaluator_and_every_call(tmp_path: Path) -
         results.append((bare.run(encode, weights)["auroc/mean"], templated.run(encode, weights)["auroc/mean"]))
     assert (images._cache_size(), texts._cache_size()) == (1, 1)
     assert len(set(results)) == 3
+    batches = -(-N // BATCH)
+    assert encode.work.images == 3 * batches * BATCH, "both evaluators share the images of one set of weights"
+    prompts = [math.ceil(len(made.ids_PxT) / BATCH) * BATCH for made in (bare, templated)]
+    assert sum(encode.work.texts.values()) == 3 * sum(prompts)
 
 
 def test_prompts_are_lower_case_and_no_finding_has_its_own_pair() -> None:
@@ -272,14 +277,14 @@ def test_prompts_are_lower_case_and_no_finding_has_its_own_pair() -> None:
 def test_user_errors_name_what_to_mend(tmp_path: Path) -> None:
     spec = make_store(tmp_path / "bare", {})
     with pytest.raises(UserError, match="no label columns.*; run prepare again with --label-columns"):
-        ZeroShot("e", {"data": spec}, TOKENIZER, context=77, image_size=SIZE, batch_size=BATCH)
+        ZeroShot("e", {"data": spec}, TOKENIZER, context=77, image_size=SIZE)
     bad = make_store(tmp_path / "bad", {"Edema": [0.5] * N})
     with pytest.raises(UserError, match="'Edema' holds values other than 0, 1"):
-        ZeroShot("e", {"data": bad}, TOKENIZER, context=77, image_size=SIZE, batch_size=BATCH)
+        ZeroShot("e", {"data": bad}, TOKENIZER, context=77, image_size=SIZE)
     good = make_store(tmp_path / "good", {"Edema": random_labels(0)})
     long = prompts_json(tmp_path / "long.json", positive=["{} " * 90])
     with pytest.raises(UserError, match="does not fit into the context of 77 tokens"):
-        ZeroShot("e", {"data": good, "prompts": long}, TOKENIZER, context=77, image_size=SIZE, batch_size=BATCH)
+        ZeroShot("e", {"data": good, "prompts": long}, TOKENIZER, context=77, image_size=SIZE)
 
 
 @pytest.mark.parametrize(

@@ -49,6 +49,11 @@ def text_widths(context: int) -> tuple[int, ...]:
     return (*(width for width in TEXT_BUCKETS if width < context), context)
 
 
+def width_for(longest: int, context: int) -> int:
+    """The width L that texts of up to `longest` tokens, start and end token counted, are padded or cut to."""
+    return next((width for width in text_widths(context) if width >= longest), context)
+
+
 class TrainStream:
     """Shuffled, augmented training batches; `batch(step)` is the same whenever and wherever it is asked for.
 
@@ -124,9 +129,7 @@ class TrainStream:
             draws = self._draws(epoch, row, "image", transforms.N_DRAWS)
             transforms.train_image(self._store.image(row), out, self._crop, self._flip, draws)
         encoded = [self._text_ids(epoch, row) for row in rows]
-        longest = min(max(map(len, encoded)) + 2, self._context)
-        width = next(width for width in text_widths(self._context) if width >= longest)
-        tokens = self._tokenizer.frame(encoded, width)
+        tokens = self._tokenizer.frame(encoded, width_for(max(map(len, encoded)) + 2, self._context))
         return Batch(
             image=image_BxSxSxC,
             tokens=tokens.ids,

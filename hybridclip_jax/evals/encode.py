@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -13,6 +14,16 @@ import numpy as np
 from hybridclip_jax.data.loader import eval_images
 from hybridclip_jax.data.store import Store
 
+Values = dict[str, float | str | None]
+
+
+@dataclasses.dataclass
+class Work:
+    """Rows that went through the encoders, filled-up batches whole: images, and texts by their width in tokens."""
+
+    images: int = 0
+    texts: collections.Counter[int] = dataclasses.field(default_factory=collections.Counter)
+
 
 @dataclasses.dataclass
 class Encode:
@@ -20,12 +31,13 @@ class Encode:
 
     images(params, uint8 [B, S, S, C]) and texts(params, int32 [B, T]) return float32 [B, E], L2-normalised.
     Evaluators that read one store share its image embeddings: they are kept while the arrays of the flat dict
-    `params` stay the same objects.
+    `params` stay the same objects. `work` counts what really ran, for the accounting.
     """
 
     images: Callable[..., Any]
     texts: Callable[..., Any]
     batch_size: int
+    work: Work = dataclasses.field(default_factory=Work, init=False)
     _leaves: list[Any] = dataclasses.field(default_factory=list, init=False, repr=False)
     _kept: dict[tuple[str, str, int], np.ndarray] = dataclasses.field(default_factory=dict, init=False, repr=False)
 
@@ -36,10 +48,10 @@ class Encode:
             self._leaves, self._kept = leaves, {}
         key = (store.spec, store.fingerprint, image_size)
         if key not in self._kept:
-            rows = [
-                np.asarray(self.images(params, image_BxSxSxC))[:valid]
-                for image_BxSxSxC, valid in eval_images(store, image_size, self.batch_size)
-            ]
+            rows = []
+            for image_BxSxSxC, valid in eval_images(store, image_size, self.batch_size):
+                rows.append(np.asarray(self.images(params, image_BxSxSxC))[:valid])
+                self.work.images += self.batch_size
             self._kept[key] = np.concatenate(rows)
         return self._kept[key]
 
@@ -50,4 +62,5 @@ class Encode:
             pick = np.arange(start, start + self.batch_size)
             pick[pick >= n] = 0
             rows.append(np.asarray(self.texts(params, ids_NxT[pick]))[: n - start])
+            self.work.texts[ids_NxT.shape[1]] += self.batch_size
         return np.concatenate(rows)

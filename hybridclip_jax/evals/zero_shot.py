@@ -15,12 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from hybridclip_jax.data.loader import TEXT_BUCKETS
+from hybridclip_jax.data.loader import width_for
 from hybridclip_jax.data.store import Store
 from hybridclip_jax.data.tokenizer import Tokenizer
 from hybridclip_jax.errors import UserError
 from hybridclip_jax.evals import metrics, prompt_file
-from hybridclip_jax.evals.encode import Encode
+from hybridclip_jax.evals.encode import Encode, Values
 
 # The five labels of the CheXpert competition, over which CheXzero's headline mean is taken.
 COMPETITION = ("atelectasis", "cardiomegaly", "consolidation", "edema", "pleural effusion")
@@ -34,12 +34,9 @@ class ZeroShot:
     store without labels, for labels outside 0 and 1, and for a prompt longer than the context.
     """
 
-    def __init__(
-        self, name: str, config: Any, tokenizer: Tokenizer, *, context: int, image_size: int, batch_size: int
-    ) -> None:
+    def __init__(self, name: str, config: Any, tokenizer: Tokenizer, *, context: int, image_size: int) -> None:
         self.name = name
         self.image_size = image_size
-        self.batch_size = batch_size
         self.store = Store.open(config["data"])
         self.labels = tuple(self.store.label_names)
         if not self.labels:
@@ -62,8 +59,7 @@ class ZeroShot:
         if tokens.truncated.any():
             text = texts[int(np.argmax(tokens.truncated))]
             raise UserError(f"evals.{name}: prompt {text!r} does not fit into the context of {context} tokens")
-        length = min(context, next((b for b in TEXT_BUCKETS if b > tokens.eot.max()), context))
-        self.ids_PxT = tokens.ids[:, :length]
+        self.ids_PxT = tokens.ids[:, : width_for(int(tokens.eot.max()) + 1, context)]
 
     def probabilities(self, encode: Encode, params: Mapping[str, Any]) -> np.ndarray:
         """Probability of presence per image and label, float64 [N, K]: what an ensemble averages."""
@@ -76,13 +72,13 @@ class ZeroShot:
             columns.append(1 / (1 + np.exp(cosine_neg - cosine_pos)))  # softmax over two
         return np.stack(columns, axis=1)
 
-    def score(self, probability_NxK: np.ndarray) -> dict[str, float | str | None]:
+    def score(self, probability_NxK: np.ndarray) -> Values:
         """Values by public name: `auroc/<label>`, `auroc/mean` over the defined ones, `auroc/n_labels`.
 
         `auroc/mean5` comes where the store has the five competition labels. An undefined value is None beside
         `auroc_why/<name>`.
         """
-        values: dict[str, float | str | None] = {}
+        values: Values = {}
         by_label: dict[str, float | None] = {}
         for label, score_N in zip(self.labels, probability_NxK.T, strict=True):
             by_label[label], why = metrics.auroc(score_N, self.store.labels[label])
@@ -101,11 +97,11 @@ class ZeroShot:
                 values["auroc_why/mean5"] = f"undefined for {', '.join(missing)}"
         return values
 
-    def at_chance(self) -> dict[str, float | str | None]:
+    def at_chance(self) -> Values:
         """What `run` gives for a model that scores all alike: which values there are and which are undefined."""
         return self.score(np.zeros((len(self.store), len(self.labels))))
 
-    def run(self, encode: Encode, params: Mapping[str, Any]) -> dict[str, float | str | None]:
+    def run(self, encode: Encode, params: Mapping[str, Any]) -> Values:
         """One evaluation of `params`: see `score` for the names."""
         return self.score(self.probabilities(encode, params))
 
