@@ -12,6 +12,9 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from tripwire import PACKAGES, Tripwire
+
+from hybridclip_jax import cli
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = "hybridclip_jax"
@@ -145,18 +148,38 @@ def test_no_import_cycles() -> None:
 def test_torch_only_in_the_bench_peer_and_tensorflow_nowhere() -> None:
     for name, path in ALL.items():
         roots = {target.split(".")[0] for target in imports(name, path)}
-        assert not roots & {"tensorflow", "tensorboard"}, name
+        assert not roots & {"tensorflow", "tensorflow_io", "tensorboard"}, name
         assert "torch" not in roots or within(name, f"{PACKAGE}.bench"), name
 
 
-def run_python(code: str) -> str:
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+def run_python(*arguments: str, environment: dict[str, str] | None = None) -> str:
+    command = [sys.executable, *arguments]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
-def test_importing_everything_brings_neither_tensorflow_nor_torch() -> None:
+@pytest.fixture
+def tripwire(tmp_path: Path) -> Tripwire:
+    return Tripwire(tmp_path / "tripwire")
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_the_tripwire_notes_an_import_whose_failure_is_caught(package: str, tripwire: Tripwire, tmp_path: Path) -> None:
+    (tmp_path / "asks.py").write_text(f"try:\n    import {package}.inner\nexcept ImportError:\n    pass\n")
+    run_python(str(tmp_path / "asks.py"), environment=tripwire.environment)
+    assert tripwire.tripped() == [f"{package} by {tmp_path / 'asks.py'}"]
+
+
+@pytest.mark.parametrize("door", ["main", "cli", *(f"cli {name}" for name in cli.COMMANDS)])
+def test_asking_for_help_brings_neither_tensorflow_nor_torch(door: str, tripwire: Tripwire) -> None:
+    module, *command = door.split()
+    said = run_python("-m", f"{PACKAGE}.{module}", *command, "--help", environment=tripwire.environment)
+    assert "example" in said or door == "cli"
+    assert not tripwire.tripped()
+
+
+def test_importing_everything_brings_neither_tensorflow_nor_torch(tripwire: Tripwire) -> None:
     names = [
         name
         for name, path in ALL.items()
@@ -169,8 +192,8 @@ def test_importing_everything_brings_neither_tensorflow_nor_torch() -> None:
         f"for name in {names!r}: importlib.import_module(name)\n"
         "print(json.dumps(sorted({name.split('.')[0] for name in sys.modules})))"
     )
-    loaded = set(json.loads(run_python(code)))
-    assert not loaded & {"tensorflow", "torch", "transformers", "tensorflow_datasets"}
+    loaded = set(json.loads(run_python("-c", code, environment=tripwire.environment)))
+    assert not tripwire.tripped()
     assert {PACKAGE, "jax", "flax"} <= loaded
 
 
@@ -204,7 +227,7 @@ class Block:
 sys.meta_path.insert(0, Block())
 for name in {light!r}: importlib.import_module(name)
 """
-    run_python(code)
+    run_python("-c", code)
 
 
 def requirements() -> dict[str, str]:

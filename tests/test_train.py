@@ -5,21 +5,22 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import random
 import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from tripwire import Tripwire
 
 import hybridclip_jax as hc
-from hybridclip_jax import cli, logs, train
+from hybridclip_jax import cli, logs, modelfolder, rundir, train
 from hybridclip_jax import config as configs
 from hybridclip_jax.errors import RunStopped, UserError
 
@@ -53,13 +54,18 @@ def run(config_file: Path, workdir: Path, *overrides: str) -> None:
     train.run(configs.load(str(config_file), [f"--config.{o}" for o in overrides]), workdir, "command")
 
 
-def command(config_file: Path, workdir: Path, *overrides: str) -> subprocess.Popen[str]:
-    environment = {**os.environ, "XLA_FLAGS": ""}
+def command(
+    config_file: Path,
+    workdir: Path,
+    *overrides: str,
+    main: Sequence[str] = ("-m", "hybridclip_jax.main"),
+    environment: Mapping[str, str] = os.environ,
+) -> subprocess.Popen[str]:
     arguments = [f"--config={config_file}", f"--workdir={workdir}", *(f"--config.{o}" for o in overrides)]
     return subprocess.Popen(
-        [sys.executable, "-m", "hybridclip_jax.main", *arguments],
+        [sys.executable, *main, *arguments],
         cwd=ROOT,
-        env=environment,
+        env={**environment, "XLA_FLAGS": ""},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -73,9 +79,14 @@ def reproducible(workdir: Path) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def finished(config_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tripwire(tmp_path_factory: pytest.TempPathFactory) -> Tripwire:
+    return Tripwire(tmp_path_factory.mktemp("tripwire"))
+
+
+@pytest.fixture(scope="module")
+def finished(config_file: Path, tripwire: Tripwire, tmp_path_factory: pytest.TempPathFactory) -> Path:
     workdir = tmp_path_factory.mktemp("runs") / "whole"
-    process = command(config_file, workdir)
+    process = command(config_file, workdir, environment=tripwire.environment)
     _, errors = process.communicate(timeout=240)
     assert process.returncode == 0, errors
     return workdir
@@ -103,6 +114,10 @@ def test_a_run_leaves_what_scripts_rely_on(finished: Path) -> None:
     assert json.loads((finished / "config.json").read_text())["batch_size"] == 16
     assert "synthetic" in (finished / "report.html").read_text()
     assert any((finished / "tb").iterdir())
+
+
+def test_a_run_asks_for_neither_tensorflow_nor_torch(finished: Path, tripwire: Tripwire) -> None:
+    assert tripwire.tripped() == []
 
 
 def test_the_chosen_model_loads_and_scores_as_in_training(finished: Path, phantom_store: Path) -> None:
@@ -133,31 +148,49 @@ def test_a_finished_run_run_again_changes_nothing(finished: Path, config_file: P
     assert "not finished" not in (finished / "report.html").read_text()
 
 
+# main, which dies like by kill -9 when it is about to put in place the file or folder that its first argument names.
+KILLED_BEFORE = """
+import os, runpy, signal, sys
+replace, last = os.replace, sys.argv.pop(1)
+def put(source, target, **kwargs):
+    if str(target).endswith(last):
+        os.kill(os.getpid(), signal.SIGKILL)
+    replace(source, target, **kwargs)
+os.replace = put
+runpy.run_module("hybridclip_jax.main", run_name="__main__", alter_sys=True)
+"""
+# One after another. The first attempt leaves no checkpoint; the second dies between the weights of best/ and their
+# place, the third between best/ and best.json, both going back to step 2.
+MOMENTS = ("/checkpoints/2", "/best", "/best.json")
+
+
 def test_killed_anywhere_it_ends_like_a_run_never_killed(finished: Path, config_file: Path, tmp_path: Path) -> None:
-    workdir, chance = tmp_path / "killed", random.Random(0)
-    kills = 0
-    for step in (1, 3, 4, 6):  # killed once this many lines are written, plus up to a second
-        process = command(config_file, workdir)
-        path = workdir / "metrics.jsonl"
-        deadline = time.monotonic() + 120
-        while process.poll() is None and time.monotonic() < deadline:
-            if path.exists() and len(path.read_text().splitlines()) > step:
-                time.sleep(chance.random())
-                break
-            time.sleep(0.01)
-        if process.poll() is None:
-            process.send_signal(signal.SIGKILL)
-            kills += 1
-        process.communicate()
+    workdir = tmp_path / "killed"
+    for moment in MOMENTS:
+        process = command(config_file, workdir, main=("-c", KILLED_BEFORE, moment))
+        _, errors = process.communicate(timeout=240)
+        assert process.returncode == -signal.SIGKILL, f"not killed before {moment}: {errors}"
+    kill_after_step(6, command(config_file, workdir), workdir)
     process = command(config_file, workdir)
     _, errors = process.communicate(timeout=240)
     assert process.returncode == 0, errors
-    assert kills >= 1
     assert reproducible(workdir) == reproducible(finished)
-    same = "best.json"
-    assert json.loads((workdir / same).read_text()) == json.loads((finished / same).read_text())
+    assert json.loads((workdir / "best.json").read_text()) == json.loads((finished / "best.json").read_text())
+    modelfolder.load(workdir / "best")  # that its weights are those of the fingerprint
+    assert modelfolder.stated_fingerprint(workdir / "best") == modelfolder.stated_fingerprint(finished / "best")
     attempts = json.loads((workdir / "attempts.json").read_text())["attempts"]
-    assert len(attempts) >= kills
+    assert len(attempts) >= len(MOMENTS)
+    assert not [path.name for path in workdir.iterdir() if path.name.endswith((".partial", ".old", ".tmp"))]
+
+
+def kill_after_step(step: int, process: subprocess.Popen[str], workdir: Path) -> None:
+    """Kills from outside, wherever the run then is: past its end too, on a machine that is that fast."""
+    while process.poll() is None:
+        lines = logs.read_metrics(workdir / "metrics.jsonl")
+        if lines and lines[-1]["step"] >= step:
+            process.kill()
+        time.sleep(0.01)
+    process.communicate()
 
 
 def test_two_attempts_at_once_are_refused(finished: Path, config_file: Path) -> None:
@@ -241,6 +274,17 @@ def test_stores_prepared_differently_are_refused(config_file: Path, tmp_path: Pa
 def test_another_config_in_the_same_folder_is_refused(finished: Path, config_file: Path) -> None:
     with pytest.raises(UserError, match=r"optim\.learning_rate = 0\.001.*0\.5.*another --workdir"):
         run(config_file, finished, "optim.learning_rate=0.5")
+
+
+def test_a_config_that_never_took_a_step_may_be_mended_in_place(tmp_path: Path) -> None:
+    claim = lambda rate: rundir.claimed(tmp_path, json.dumps({"optim": {"learning_rate": rate}}))  # noqa: E731
+    with pytest.raises(MemoryError), claim(1.0):
+        (tmp_path / "metrics.jsonl").touch()
+        raise MemoryError("at the first step")
+    with claim(2.0):
+        (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
+    with pytest.raises(UserError, match=r"holds a run with optim\.learning_rate = 2\.0"), claim(3.0):
+        pass
 
 
 def test_three_non_finite_steps_in_a_row_end_the_run(config_file: Path, tmp_path: Path) -> None:
