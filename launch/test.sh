@@ -3,7 +3,8 @@
 #
 #   bash launch/test.sh [--slow] [pytest arguments...]
 #
-# --slow also runs the tests marked slow. Exits with 1 when any check fails, after running all of them.
+# --slow also runs the tests marked slow. Exits with 1 when any check fails, after running all of them. As root on
+# Debian it installs chromium, which shows the report to its tests; elsewhere they skip when there is none.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source launch/venv.sh
@@ -13,6 +14,12 @@ arguments=()
 for argument in "$@"; do
   if [[ "$argument" == --slow ]]; then which_tests=(); else arguments+=("$argument"); fi
 done
+
+if ((EUID == 0)) && command -v apt-get >/dev/null && ! command -v chromium >/dev/null; then
+  echo "installing chromium"
+  { apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends chromium; } \
+    >/dev/null 2>&1 || echo "chromium could not be installed: its tests will be skipped"
+fi
 
 use_python "[dev]"
 failed=()

@@ -28,7 +28,11 @@ def recorder(tmp_path: Path) -> dict[str, str]:
     python = tmp_path / "python"
     python.write_text(RECORDER)
     python.chmod(0o755)
-    return {"HYBRIDCLIP_PYTHON": str(python), "RECORD": str(tmp_path / "record")}
+    browser = tmp_path / "bin" / "chromium"  # there already, so that test.sh installs nothing
+    browser.parent.mkdir()
+    browser.symlink_to("/bin/true")
+    path = f"{browser.parent}{os.pathsep}{os.environ['PATH']}"
+    return {"HYBRIDCLIP_PYTHON": str(python), "RECORD": str(tmp_path / "record"), "PATH": path}
 
 
 def run(script: Path, *arguments: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
