@@ -1,6 +1,6 @@
 """What a run costs: FLOPs of the shapes really run, PF-days of work done, PF-days of machine time used.
 
-B batch, L image tokens, N patches, T text tokens, D tower width, E embedding. Matrix products alone count,
+B batch, T text tokens, E embedding. Matrix products and convolutions alone count,
 one multiply-add as 2 FLOPs; biases, norms, softmax and other elementwise work do not, nor does recomputation
 (remat, flash attention): these are *model* FLOPs. A PF-day is 1e15 operations a second for a day, 8.64e19
 (OpenAI, "AI and Compute"). XLA's `cost_analysis` cannot stand in: it counts a scanned body once.
@@ -17,12 +17,11 @@ from typing import Any
 
 from hybridclip_jax.peaks import peak
 from hybridclip_jax.rundir import write_json
+from hybridclip_jax.tally import Tally, Trainable
 
 PF_DAY = 1e15 * 86_400
 # The use of peak that "AI and Compute" assumes where none was measured.
 ASSUMED_USE = 0.33
-
-Trainable = Callable[[str], bool]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,72 +32,15 @@ class StepFlops:
     total: int
 
 
-class _Tally:
-    """Adds up matrix products in forward order; each method returns whether its result's gradient is wanted.
+def _image(tally: Tally, arch: Any, embed_dim: int, image_size: int, batch: int) -> bool:
+    needs = tally.tower("image", arch, batch=batch, image_size=image_size)
+    flops = 2 * batch * arch.pooled_width * embed_dim
+    return tally.linear("image_projection", flops, needs, bias=arch.projection_bias)
 
-    A product costs its FLOPs once forward and once more for each operand whose gradient is wanted: a trained
-    operand, or one with something trained upstream. That is what reverse differentiation with respect to the
-    trainable parameters alone computes, so a frozen part costs 1, 2 or 3 times its forward pass.
-    """
 
-    def __init__(self, trainable: Trainable) -> None:
-        self.trainable = trainable
-        self.forward = self.backward = 0
-
-    def any(self, *names: str) -> bool:
-        return any(self.trainable(name) for name in names)
-
-    def product(self, flops: int, left: bool, right: bool) -> bool:
-        self.forward += flops
-        self.backward += flops * (left + right)
-        return left or right
-
-    def linear(self, name: str, flops: int, needs: bool, *, bias: bool) -> bool:
-        needs = self.product(flops, needs, self.any(f"{name}/kernel"))
-        return needs or (bias and self.any(f"{name}/bias"))
-
-    def norm(self, name: str, needs: bool) -> bool:
-        return needs or self.any(f"{name}/scale", f"{name}/bias")
-
-    def block(self, name: str, arch: Any, rows: int, pairs: int, needs: bool, *, image: bool) -> bool:
-        """One pre-norm block over `rows` = B L tokens, attending `pairs` = B times the (query, key) pairs."""
-        width, hidden = arch.width, arch.mlp_hidden
-        square, wide = 2 * rows * width * width, 2 * rows * width * hidden
-        x = self.norm(f"{name}/norm1", needs)
-        # DINOv3 has no key bias, and at 7B no query and value bias either.
-        biased = {part: not image or (part != "k" and arch.qv_bias) for part in "qkv"}
-        q, k, v = (self.linear(f"{name}/attn/{part}", square, x, bias=biased[part]) for part in "qkv")
-        scores = self.product(2 * pairs * width, q, k)
-        mixed = self.product(2 * pairs * width, scores, v)
-        needs |= self.linear(f"{name}/attn/out", square, mixed, bias=True)
-        needs |= image and self.any(f"{name}/ls1")
-
-        x = self.norm(f"{name}/norm2", needs)
-        into, out = (("gate", "up"), "down") if getattr(arch, "gated", False) else (("fc1",), "fc2")
-        inner = [self.linear(f"{name}/mlp/{part}", wide, x, bias=True) for part in into]
-        needs |= self.linear(f"{name}/mlp/{out}", wide, any(inner), bias=True)
-        return needs or (image and self.any(f"{name}/ls2"))
-
-    def image(self, arch: Any, embed_dim: int, image_size: int, batch: int) -> bool:
-        patches, tokens = arch.patches(image_size), arch.tokens(image_size)
-        # Pixels are data: the patch embedding is a product with no gradient on its left.
-        flops = 2 * batch * patches * 3 * arch.patch**2 * arch.width
-        needs = self.linear("image/patch_embed", flops, False, bias=True)
-        needs |= self.any("image/cls_token", "image/register_tokens")
-        for i in range(arch.depth):
-            needs = self.block(f"image/blocks/{i}", arch, batch * tokens, batch * tokens**2, needs, image=True)
-        needs = self.norm("image/norm", needs)
-        return self.linear("image_projection", 2 * batch * arch.width * embed_dim, needs, bias=False)
-
-    def text(self, arch: Any, embed_dim: int, tokens: int, batch: int) -> bool:
-        # Looking tokens up is a gather, not a product, forward and backward.
-        needs = self.any("text/token_embedding", "text/pos_embedding")
-        # Causal: row t attends to t + 1 tokens. "Half" of T^2 is T (T + 1) / 2.
-        pairs = batch * tokens * (tokens + 1) // 2
-        for i in range(arch.depth):
-            needs = self.block(f"text/blocks/{i}", arch, batch * tokens, pairs, needs, image=False)
-        needs = self.norm("text/norm", needs)
-        return self.linear("text_projection", 2 * batch * arch.width * embed_dim, needs, bias=False)
+def _text(tally: Tally, arch: Any, embed_dim: int, tokens: int, batch: int) -> bool:
+    needs = tally.tower("text", arch, batch=batch, tokens=tokens)
+    return tally.linear("text_projection", 2 * batch * arch.width * embed_dim, needs, bias=False)
 
 
 def step_flops(
@@ -117,24 +59,24 @@ def step_flops(
     with flat parameter names such as `image/blocks/0/attn/q/kernel`. The result depends on the shapes and on
     what trains alone, so its sum over steps is a function of the step.
     """
-    tally = _Tally(trainable)
-    image = tally.image(image_arch, embed_dim, image_size, batch_size)
-    text = tally.text(text_arch, embed_dim, text_tokens, batch_size)
+    tally = Tally(trainable)
+    image = _image(tally, image_arch, embed_dim, image_size, batch_size)
+    text = _text(tally, text_arch, embed_dim, text_tokens, batch_size)
     tally.product(2 * batch_size * batch_size * embed_dim, image, text)
     return StepFlops(tally.forward, tally.forward + tally.backward)
 
 
 def image_flops(image_arch: Any, *, embed_dim: int, image_size: int, images: int) -> int:
     """FLOPs of encoding `images` images without gradients, as an evaluation does; padding rows count."""
-    tally = _Tally(lambda name: False)
-    tally.image(image_arch, embed_dim, image_size, images)
+    tally = Tally(lambda name: False)
+    _image(tally, image_arch, embed_dim, image_size, images)
     return tally.forward
 
 
 def text_flops(text_arch: Any, *, embed_dim: int, text_tokens: int, texts: int) -> int:
     """FLOPs of encoding `texts` texts padded to `text_tokens` without gradients."""
-    tally = _Tally(lambda name: False)
-    tally.text(text_arch, embed_dim, text_tokens, texts)
+    tally = Tally(lambda name: False)
+    _text(tally, text_arch, embed_dim, text_tokens, texts)
     return tally.forward
 
 

@@ -28,6 +28,7 @@ def render(config: Any, *, device: str | None, devices: int | None, use: float |
     kinds = [_known(device)] if device else [entry.name for entry in peaks.DEVICES]
     counts = (devices,) if devices else ((1,) if device else _COUNTS)
     uses = (accounting.ASSUMED_USE, *([use] if use else []))
+    config = _on_any_machine(config)
     model = build.model(config)
     flops = step_flops(config, model)
     tokens = model.spec.text_arch.context
@@ -142,8 +143,15 @@ def _without_remat(config: Any) -> Any:
     return copy
 
 
+def _on_any_machine(config: Any) -> Any:
+    """With the attention that every machine can trace; cudnn's asks for the GPU as it is traced."""
+    copy = config.copy_and_resolve_references()
+    copy.compute.attention = "xla"
+    return copy
+
+
 def _saved_bytes(config: Any, model: build.Model, devices: int) -> int:
-    trained, frozen = optim.partition(model.shapes, model.optimizer.trainable)
+    trained, frozen = optim.partition(model.arrays, model.optimizer.trainable)
     batch, side = config.batch_size // devices, config.data.image_size
     inputs = {
         "image": jax.ShapeDtypeStruct((batch, side, side, 3), jnp.float32),
@@ -159,7 +167,7 @@ def _saved_bytes(config: Any, model: build.Model, devices: int) -> int:
         return jax.vjp(loss, trained)[1]
 
     # Parameters saved as they are are the run's own, already counted.
-    own = {(leaf.shape, leaf.dtype) for leaf in model.shapes.values()}
+    own = {(leaf.shape, leaf.dtype) for leaf in model.arrays.values()}
     leaves = jax.tree.leaves(jax.eval_shape(saved, trained, frozen, inputs))
     return sum(math.prod(x.shape) * x.dtype.itemsize for x in leaves if (x.shape, x.dtype) not in own)
 

@@ -26,6 +26,11 @@ class TrainState:
     opt: Any
     aux: Any
 
+    @property
+    def arrays(self) -> Params:
+        """What computes, and what a model folder holds: parameters and statistics in one dict; no two share a name."""
+        return {**self.params, **self.stats}
+
 
 @dataclasses.dataclass(frozen=True)
 class Static:
@@ -49,9 +54,9 @@ def _flat(part: Any) -> tuple[dict[str, tuple[Any, ...]], Params]:
 
 
 def bind(static: Static, params: Params, stats: Params | None = None) -> Any:
-    """The module that computes with these arrays. Inverse of `split`."""
-    flat = [(path, params[name]) for name, path in static.params.items()]
-    flat += [(path, (stats or {})[name]) for name, path in static.stats.items()]
+    """The module that computes with these arrays. Inverse of `split`. Without `stats`, `params` holds them too."""
+    held = params if stats is None else {**params, **stats}
+    flat = [(path, held[name]) for name, path in (*static.params.items(), *static.stats.items())]
     return nnx.merge(static.graph, nnx.from_flat_state(flat))
 
 

@@ -26,12 +26,12 @@ def normalise(images: jax.Array, mean: tuple[float, ...], std: tuple[float, ...]
     return (x - np.asarray(mean, np.float32)) / np.asarray(std, np.float32)
 
 
-def init_state(init_params: Callable[[], Params], objective: Objective, optimizer: Optimizer) -> TrainState:
-    """The state before step 0. Traceable, so that each array can be made where it will live."""
-    params = init_params()
+def init_state(init: Callable[[], tuple[Params, Params]], objective: Objective, optimizer: Optimizer) -> TrainState:
+    """The state before step 0 from the (params, stats) of `init`. Traceable: each array is made where it will live."""
+    params, stats = init()
     trained, _ = optim.partition(params, optimizer.trainable)
     aux = {"objective": objective.init_aux(params), "nonfinite": jnp.zeros((2,), jnp.int32)}
-    return TrainState(jnp.zeros((), jnp.int32), params, {}, optimizer.transform.init(trained), aux)
+    return TrainState(jnp.zeros((), jnp.int32), params, stats, optimizer.transform.init(trained), aux)
 
 
 def state_shardings(state: TrainState, mesh: Mesh) -> TrainState:

@@ -17,15 +17,29 @@ from flax import nnx
 
 from hybridclip_jax import accounting, peaks
 from hybridclip_jax.errors import StorageError
-from hybridclip_jax.models import ClipTextConfig, DinoV3Config, DualEncoder, DualSpec, Numerics
+from hybridclip_jax.models import (
+    ClipResNetConfig,
+    ClipTextConfig,
+    ClipVitConfig,
+    DinoV3Config,
+    DualEncoder,
+    DualSpec,
+    Numerics,
+)
+from hybridclip_jax.models.clip_resnet import ModifiedResNet
 from hybridclip_jax.models.clip_text import ClipText
+from hybridclip_jax.models.clip_vit import ClipVit
 from hybridclip_jax.models.dinov3 import DinoV3
 from hybridclip_jax.objectives.contrastive import Contrastive
 from hybridclip_jax.state import Params, Static, abstract, bind
+from hybridclip_jax.tally import Tally
 
 EMBED, BATCH, SIDE, TOKENS = 20, 4, 24, 16
 IMAGE = DinoV3Config(width=32, depth=3, heads=2, mlp_hidden=80, patch=8, registers=2)
 GATED = DinoV3Config(width=32, depth=2, heads=2, mlp_hidden=72, patch=8, registers=0, gated=True, qv_bias=False)
+VIT = ClipVitConfig(width=32, depth=2, heads=2, mlp_hidden=72, patch=8, image_size=SIDE)
+RESNET = ClipResNetConfig(width=4, depths=(1, 2, 1, 1), heads=4, image_size=64)
+MODULES = {DinoV3Config: DinoV3, ClipVitConfig: ClipVit, ClipResNetConfig: ModifiedResNet}
 TEXT = ClipTextConfig(width=24, depth=2, heads=3, mlp_hidden=56, context=TOKENS, vocab_size=64)
 
 Rule = Callable[[str], bool]
@@ -52,35 +66,47 @@ RULES: dict[str, Rule] = {
     "second halves of the MLPs": lambda name: "/fc2/" in name or "/down/" in name,
     "gates": lambda name: "/gate/" in name,
     "embeddings": lambda name: "embed" in name,
+    "shortcuts of one block": lambda name: "blocks/2/downsample/" in name,
+    "norms of shortcuts": lambda name: "downsample/norm" in name,
+    "last convolutions": lambda name: "/conv3/" in name,
+    "the stem": lambda name: "/stem/" in name,
+    "queries of the pooling": lambda name: "/attn_pool/q/" in name,
+    "value bias of the pooling": lambda name: "/attn_pool/v/bias" in name,
+    "positions of the pooling": lambda name: "/attn_pool/pos" in name,
+    "norm before the blocks": lambda name: "/norm_pre/" in name,
 }
 
 
 @functools.cache
-def model_of(image: Any, text: Any, embed_dim: int) -> tuple[Static, Params]:
+def model_of(image: Any, text: Any, embed_dim: int) -> tuple[Static, Params, Params]:
     numerics = Numerics()
 
     def build() -> DualEncoder:
         rngs = nnx.Rngs(0)
         return DualEncoder(
-            DinoV3(image, numerics, rngs),
+            MODULES[type(image)](image, numerics, rngs),
             ClipText(text, numerics, rngs),
-            image_width=image.width,
+            image_width=image.pooled_width,
             text_width=text.width,
             embed_dim=embed_dim,
             temperature=0.07,
+            image_bias=image.projection_bias,
             numerics=numerics,
             rngs=rngs,
         )
 
-    return abstract(build)[:2]
+    return abstract(build)
+
+
+def side(image: Any) -> int:
+    return getattr(image, "image_size", SIDE)
 
 
 def products(jaxpr: Any) -> Iterator[Any]:
-    """Every dot_general, also in called functions. A loop's body would count once, so none may hold one."""
+    """Every product, also in called functions. A loop's body would count once, so none may hold one."""
     for eqn in jaxpr.eqns:
         name = eqn.primitive.name
-        assert "conv" not in name or name == "convert_element_type", f"{name} is not counted"
-        if name == "dot_general":
+        if name in ("dot_general", "conv_general_dilated"):
             yield eqn
         for value in jax.tree.leaves(list(eqn.params.values()), is_leaf=lambda x: hasattr(x, "jaxpr")):
             inner = getattr(value, "jaxpr", value)
@@ -94,8 +120,13 @@ def counted(jaxpr: Any, tokens: int) -> int:
     """FLOPs of a program's products; those over tokens x tokens keep the causal share (T + 1) / 2T."""
     total = 0
     for eqn in products(jaxpr):
+        left, right, out = (value.aval.shape for value in (*eqn.invars, *eqn.outvars))
+        if eqn.primitive.name == "conv_general_dilated":
+            assert set(eqn.params["lhs_dilation"]) == {1}, "zeros between the rows would be counted as work"
+            _, *contracted = eqn.params["dimension_numbers"].rhs_spec
+            total += 2 * math.prod(right[axis] for axis in contracted) * math.prod(out)
+            continue
         (contracted, _), _ = eqn.params["dimension_numbers"]
-        left, out = eqn.invars[0].aval.shape, eqn.outvars[0].aval.shape
         flops = 2 * math.prod(left[axis] for axis in contracted) * math.prod(out)
         shapes = [value.aval.shape for value in (*eqn.invars, *eqn.outvars)]
         if any(len(shape) > 2 and shape.count(tokens) == 2 for shape in shapes):
@@ -106,21 +137,21 @@ def counted(jaxpr: Any, tokens: int) -> int:
 
 def programs(image: Any, text: Any, trainable: Rule) -> tuple[int, int]:
     """FLOPs of the real loss, and of the real loss with the gradients of what trains."""
-    static, params = model_of(image, text, EMBED)
+    static, params, stats = model_of(image, text, EMBED)
     trained = {name: leaf for name, leaf in params.items() if trainable(name)}
     frozen = {name: leaf for name, leaf in params.items() if not trainable(name)}
     batch = {
-        "image": jax.ShapeDtypeStruct((BATCH, SIDE, SIDE, 3), jnp.float32),
+        "image": jax.ShapeDtypeStruct((BATCH, side(image), side(image), 3), jnp.float32),
         "tokens": jax.ShapeDtypeStruct((BATCH, TOKENS), jnp.int32),
     }
     objective = Contrastive((0.0, math.log(100)))
 
-    def loss(trained: Params, frozen: Params, batch: dict[str, jax.Array]) -> jax.Array:
+    def loss(trained: Params, frozen: Params, stats: Params, batch: dict[str, jax.Array]) -> jax.Array:
         key = jax.random.key(0)
-        return objective.loss(lambda p: bind(static, p), {**frozen, **trained}, {}, batch, key)[0]
+        return objective.loss(lambda p: bind(static, p, stats), {**frozen, **trained}, {}, batch, key)[0]
 
-    forward = jax.make_jaxpr(loss)(trained, frozen, batch)
-    both = jax.make_jaxpr(jax.value_and_grad(loss))(trained, frozen, batch)
+    forward = jax.make_jaxpr(loss)(trained, frozen, stats, batch)
+    both = jax.make_jaxpr(jax.value_and_grad(loss))(trained, frozen, stats, batch)
     return counted(forward.jaxpr, TOKENS), counted(both.jaxpr, TOKENS)
 
 
@@ -129,7 +160,7 @@ def analytic(image: Any, text: Any, trainable: Rule) -> tuple[int, int]:
         image,
         text,
         embed_dim=EMBED,
-        image_size=SIDE,
+        image_size=side(image),
         text_tokens=TOKENS,
         batch_size=BATCH,
         trainable=trainable,
@@ -137,9 +168,10 @@ def analytic(image: Any, text: Any, trainable: Rule) -> tuple[int, int]:
     return flops.forward, flops.total
 
 
+@pytest.mark.parametrize("image", [IMAGE, VIT, RESNET], ids=lambda image: type(image).__name__)
 @pytest.mark.parametrize("rule", RULES)
-def test_flops_equal_those_of_the_program_that_runs(rule: str) -> None:
-    assert analytic(IMAGE, TEXT, RULES[rule]) == programs(IMAGE, TEXT, RULES[rule])
+def test_flops_equal_those_of_the_program_that_runs(rule: str, image: Any) -> None:
+    assert analytic(image, TEXT, RULES[rule]) == programs(image, TEXT, RULES[rule])
 
 
 @pytest.mark.parametrize("rule", ["everything", "frozen first blocks", "gates", "second halves of the MLPs"])
@@ -148,7 +180,7 @@ def test_flops_of_a_gated_tower_equal_those_of_the_program(rule: str) -> None:
 
 
 def pixels_have_gradients(tally: Any, name: str, flops: int, needs: bool, *, bias: bool) -> bool:
-    return LINEAR(tally, name, flops, needs or name == "image/patch_embed", bias=bias)
+    return LINEAR(tally, name, flops, needs or name in ("patch_embed", "stem/conv1"), bias=bias)
 
 
 def biases_pass_nothing_on(tally: Any, name: str, flops: int, needs: bool, *, bias: bool) -> bool:
@@ -163,28 +195,41 @@ def frozen_parts_pass_nothing_on(tally: Any, flops: int, left: bool, right: bool
     return PRODUCT(tally, flops, left, right) and right
 
 
-LINEAR, PRODUCT = accounting._Tally.linear, accounting._Tally.product
-# wrong count -> what it replaces, and a rule of training that gives it away
+def no_pooling_before_the_last_convolution(tally: Any, name: str, flops: int, needs: bool, *, bias: bool) -> bool:
+    return LINEAR(tally, name, flops * 4 if name == "blocks/1/conv3" else flops, needs, bias=bias)
+
+
+def every_token_asks_in_the_pooling(tally: Any, name: str, flops: int, needs: bool, *, bias: bool) -> bool:
+    return LINEAR(tally, name, flops * 5 if name == "attn_pool/q" else flops, needs, bias=bias)
+
+
+LINEAR, PRODUCT = Tally.linear, Tally.product
+# wrong count, tower -> what it replaces, and a rule of training that gives it away
 MUTATIONS = {
-    pixels_have_gradients: ("linear", "everything"),
-    biases_pass_nothing_on: ("linear", "value biases of one block"),
-    backward_is_twice_forward: ("product", "frozen image tower"),
-    frozen_parts_pass_nothing_on: ("product", "embeddings"),
+    (pixels_have_gradients, IMAGE): ("linear", "everything"),
+    (pixels_have_gradients, RESNET): ("linear", "everything"),
+    (biases_pass_nothing_on, IMAGE): ("linear", "value biases of one block"),
+    (biases_pass_nothing_on, RESNET): ("linear", "value bias of the pooling"),
+    (backward_is_twice_forward, IMAGE): ("product", "frozen image tower"),
+    (frozen_parts_pass_nothing_on, IMAGE): ("product", "embeddings"),
+    (no_pooling_before_the_last_convolution, RESNET): ("linear", "nothing"),
+    (every_token_asks_in_the_pooling, RESNET): ("linear", "nothing"),
 }
 
 
-@pytest.mark.parametrize("wrong", MUTATIONS, ids=lambda wrong: wrong.__name__)
-def test_a_wrong_count_is_noticed(wrong: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    method, rule = MUTATIONS[wrong]
-    monkeypatch.setattr(accounting._Tally, method, wrong)
-    assert analytic(IMAGE, TEXT, RULES[rule]) != programs(IMAGE, TEXT, RULES[rule])
+@pytest.mark.parametrize("case", MUTATIONS, ids=lambda case: f"{case[0].__name__}-{type(case[1]).__name__}")
+def test_a_wrong_count_is_noticed(case: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong, image = case
+    method, rule = MUTATIONS[case]
+    monkeypatch.setattr(Tally, method, wrong)
+    assert analytic(image, TEXT, RULES[rule]) != programs(image, TEXT, RULES[rule])
 
 
 def test_flops_agree_with_xla_on_the_compiled_unrolled_forward_pass() -> None:
     """XLA also counts elementwise work and the masked half of attention: a few percent at these widths."""
     image = DinoV3Config(width=256, depth=1, heads=4, mlp_hidden=1024)
     text = ClipTextConfig(width=256, depth=1, heads=4, mlp_hidden=1024, context=64, vocab_size=64)
-    static, params = model_of(image, text, 256)
+    static, params, _ = model_of(image, text, 256)
     images = jax.ShapeDtypeStruct((2, 64, 64, 3), jnp.float32)
     ids = jax.ShapeDtypeStruct((2, 64), jnp.int32)
 
@@ -223,7 +268,7 @@ def test_flops_of_the_recipe(tokens: int) -> None:
 
 def test_asked_names_exist_in_the_model() -> None:
     """A name that no parameter has would make a rule that matches it change the count."""
-    for image in (IMAGE, GATED):
+    for image in (IMAGE, GATED, VIT, RESNET):
         asked: set[str] = set()
 
         def note(name: str, asked: set[str] = asked) -> bool:

@@ -9,6 +9,7 @@ from flax import nnx
 
 from hybridclip_jax.models import layers
 from hybridclip_jax.models.layers import Array, Encoded, Numerics
+from hybridclip_jax.tally import Tally
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,29 +27,30 @@ class ClipTextConfig:
     def end_token(self) -> int:
         return self.vocab_size - 1
 
+    def count(self, tally: Tally, *, batch: int, tokens: int) -> bool:
+        # Looking tokens up is a gather, not a product, forward and backward.
+        needs = tally.any("token_embedding", "pos_embedding")
+        for i in range(self.depth):
+            needs = tally.block(
+                f"blocks/{i}",
+                width=self.width,
+                hidden=self.mlp_hidden,
+                rows=batch * tokens,
+                # Causal: row t attends to t + 1 tokens. "Half" of T^2 is T (T + 1) / 2.
+                pairs=batch * tokens * (tokens + 1) // 2,
+                needs=needs,
+                biases="qkvo",
+            )
+        return tally.norm("norm", needs)
+
 
 CLIP_TEXT_SIZES = {
     "clip_text_b": ClipTextConfig(),
     "clip_text_l": ClipTextConfig(width=768, heads=12, mlp_hidden=3072),
+    "clip_text_rn50x4": ClipTextConfig(width=640, heads=10, mlp_hidden=2560),
     # Not a published size: small enough to train on two CPU cores; its vocabulary keeps the first 3,486 merges.
     "clip_text_tiny": ClipTextConfig(width=128, depth=2, heads=2, mlp_hidden=512, vocab_size=4000),
 }
-
-
-class Block(nnx.Module):
-    """x += attention(norm1(x)); x += mlp(norm2(x)), causal, quick GELU."""
-
-    def __init__(self, config: ClipTextConfig, numerics: Numerics, rngs: nnx.Rngs) -> None:
-        width = config.width
-        stds = layers.init_stds(width, config.depth)
-        self.norm1 = layers.layer_norm(width, numerics, rngs)
-        self.attn = layers.Attention(width, config.heads, numerics, rngs, causal=True, biases="qkvo", stds=stds)
-        self.norm2 = layers.layer_norm(width, numerics, rngs)
-        self.mlp = layers.Mlp(width, config.mlp_hidden, layers.quick_gelu, numerics, rngs, stds=stds)
-
-    def __call__(self, x: Array) -> Array:
-        x = x + self.attn(self.norm1(x))
-        return x + self.mlp(self.norm2(x))
 
 
 class ClipText(nnx.Module):
@@ -63,7 +65,7 @@ class ClipText(nnx.Module):
         shape_VD, shape_TD = (config.vocab_size, config.width), (config.context, config.width)
         self.token_embedding = nnx.Param(layers.normal(0.02)(rngs.params(), shape_VD))
         self.pos_embedding = nnx.Param(layers.normal(0.01)(rngs.params(), shape_TD))
-        self.blocks = nnx.List([Block(config, numerics, rngs) for _ in range(config.depth)])
+        self.blocks = nnx.List([layers.ClipBlock(config, numerics, rngs, causal=True) for _ in range(config.depth)])
         self.norm = layers.layer_norm(config.width, numerics, rngs)
 
     def embed(self, ids_BT: Array) -> Array:

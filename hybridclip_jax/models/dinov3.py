@@ -15,6 +15,7 @@ from flax import nnx
 
 from hybridclip_jax.models import layers
 from hybridclip_jax.models.layers import Array, Encoded, Numerics
+from hybridclip_jax.tally import Tally
 
 # A tower trained from scratch starts with its branches open; a loaded tower overwrites this value anyway.
 # (Meta pre-trains from 1e-5, which small towers with few steps never recover from.)
@@ -35,11 +36,46 @@ class DinoV3Config:
     qv_bias: bool = True
     rope_base: float = 100.0
 
+    @property
+    def pooled_width(self) -> int:
+        return self.width
+
+    @property
+    def projection_bias(self) -> bool:
+        return False
+
+    @property
+    def attention_biases(self) -> str:
+        return "qvo" if self.qv_bias else "o"
+
     def patches(self, image_size: int) -> int:
         return (image_size // self.patch) ** 2
 
     def tokens(self, image_size: int) -> int:
         return 1 + self.registers + self.patches(image_size)
+
+    def wrong_size(self, image_size: int) -> str:
+        return f"must be a multiple of the patch, {self.patch}" if image_size % self.patch else ""
+
+    def count(self, tally: Tally, *, batch: int, image_size: int) -> bool:
+        rows = batch * self.tokens(image_size)
+        flops = 2 * batch * self.patches(image_size) * 3 * self.patch**2 * self.width
+        # Pixels are data: the patch embedding is a product with no gradient on its left.
+        needs = tally.linear("patch_embed", flops, False, bias=True)
+        needs |= tally.any("cls_token", "register_tokens")
+        for i in range(self.depth):
+            needs = tally.block(
+                f"blocks/{i}",
+                width=self.width,
+                hidden=self.mlp_hidden,
+                rows=rows,
+                pairs=rows * self.tokens(image_size),
+                needs=needs,
+                biases=self.attention_biases,
+                gated=self.gated,
+                layer_scale=True,
+            )
+        return tally.norm("norm", needs)
 
 
 DINOV3_SIZES = {
@@ -53,24 +89,6 @@ DINOV3_SIZES = {
     # Not a published size: small enough to train on two CPU cores.
     "dinov3_tiny32": DinoV3Config(width=128, depth=3, heads=2, mlp_hidden=512, patch=32),
 }
-
-
-class PatchEmbed(nnx.Module):
-    """Convolution with stride = kernel = patch, bias, no padding: [B, H, W, 3] -> [B, N, D], row-major."""
-
-    def __init__(self, patch: int, width: int, numerics: Numerics, rngs: nnx.Rngs) -> None:
-        self.patch, self.dtype = patch, numerics.dtype
-        self.kernel = nnx.Param(layers.normal((patch * patch * 3) ** -0.5)(rngs.params(), (patch, patch, 3, width)))
-        self.bias = nnx.Param(jnp.zeros((width,)))
-
-    def __call__(self, x_BHWC: Array) -> Array:
-        p = self.patch
-        B, H, W, C = x_BHWC.shape
-        rows, columns = H // p, W // p
-        x = x_BHWC[:, : rows * p, : columns * p].reshape(B, rows, p, columns, p, C)
-        x_BNF = x.transpose(0, 1, 3, 2, 4, 5).reshape(B, rows * columns, p * p * C)
-        kernel_FD = self.kernel[...].reshape(p * p * C, -1)
-        return x_BNF.astype(self.dtype) @ kernel_FD.astype(self.dtype) + self.bias[...].astype(self.dtype)
 
 
 def rope_angles(rows: int, columns: int, head_width: int, base: float) -> np.ndarray:
@@ -106,7 +124,7 @@ class Block(nnx.Module):
         width = config.width
         stds = layers.init_stds(width, config.depth)
         self.norm1 = layers.layer_norm(width, numerics, rngs)
-        biases = "qvo" if config.qv_bias else "o"
+        biases = config.attention_biases
         self.attn = layers.Attention(width, config.heads, numerics, rngs, causal=False, biases=biases, stds=stds)
         self.ls1 = nnx.Param(jnp.full((width,), LAYER_SCALE_INIT, jnp.float32))
         self.norm2 = layers.layer_norm(width, numerics, rngs)
@@ -130,7 +148,7 @@ class DinoV3(nnx.Module):
         std = config.width**-0.5
         self.cls_token = nnx.Param(layers.normal(std)(rngs.params(), (1, 1, config.width)))
         self.register_tokens = nnx.Param(layers.normal(std)(rngs.params(), (1, config.registers, config.width)))
-        self.patch_embed = PatchEmbed(config.patch, config.width, numerics, rngs)
+        self.patch_embed = layers.PatchEmbed(config.patch, config.width, numerics, rngs, bias=True)
         self.blocks = nnx.List([Block(config, numerics, rngs) for _ in range(config.depth)])
         self.norm = layers.layer_norm(config.width, numerics, rngs)
 

@@ -12,10 +12,10 @@ from hybridclip_jax.models.layers import Array, Encoded, Numerics
 
 
 class DualEncoder(nnx.Module):
-    """Any image tower and any text tower, each with a bias-free projection, and one learnable logit scale.
+    """Any image tower and any text tower, each with a projection, and one learnable logit scale.
 
     `encode_image` and `encode_text` return projected embeddings [B, E] that are not yet L2-normalised.
-    `logit_scale` holds ln(1 / temperature).
+    `logit_scale` holds ln(1 / temperature). image_bias: whether the image projection has a bias, as in CLIP's ResNets.
     """
 
     def __init__(
@@ -27,12 +27,14 @@ class DualEncoder(nnx.Module):
         text_width: int,
         embed_dim: int,
         temperature: float,
+        image_bias: bool = False,
         numerics: Numerics,
         rngs: nnx.Rngs,
     ) -> None:
         self.image, self.text = image, text
-        self.image_projection = layers.linear(image_width, embed_dim, numerics, rngs, std=image_width**-0.5, bias=False)
-        self.text_projection = layers.linear(text_width, embed_dim, numerics, rngs, std=text_width**-0.5, bias=False)
+        image_std, text_std = image_width**-0.5, text_width**-0.5
+        self.image_projection = layers.linear(image_width, embed_dim, numerics, rngs, std=image_std, bias=image_bias)
+        self.text_projection = layers.linear(text_width, embed_dim, numerics, rngs, std=text_std, bias=False)
         self.logit_scale = nnx.Param(jnp.asarray(math.log(1 / temperature), jnp.float32))
 
     def image_features(self, images: Array) -> Encoded:
