@@ -31,14 +31,20 @@ BFLOAT16_FROM = 8.0
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """The model of a config without its arrays: graph, shapes, and what trains."""
+    """The model of a config without its arrays: graph, shapes of parameters and statistics, and what trains."""
 
     spec: models.DualSpec
     static: state.Static
     shapes: Params
+    stats: Params
     objective: objectives.Objective
     optimizer: optim.Optimizer
     numerics: models.Numerics
+
+    @property
+    def arrays(self) -> Params:
+        """Parameters and statistics, as a model folder holds them."""
+        return {**self.shapes, **self.stats}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +63,7 @@ class Job:
     placement: TrainState
     step: step.Step
     loaded: dict[str, np.ndarray]
+    weights: dict[str, modelfolder.Tower]
     warnings: tuple[str, ...]
 
     @property
@@ -79,9 +86,9 @@ def model(config: Any) -> Model:
     """The model of a config, as shapes: nothing is allocated and no data is read."""
     spec = spec_of(config)
     numerics = models.Numerics(jax.numpy.dtype(config.compute.dtype), config.compute.attention, config.compute.remat)
-    static, shapes, _ = state.abstract(lambda: models.build(spec, numerics, nnx.Rngs(0)))
+    static, shapes, stats = state.abstract(lambda: models.build(spec, numerics, nnx.Rngs(0)))
     objective = objectives.OBJECTIVES[config.objective](tuple(config.model.logit_scale_range))
-    return Model(spec, static, shapes, objective, optim.make(config, shapes), numerics)
+    return Model(spec, static, shapes, stats, objective, optim.make(config, shapes), numerics)
 
 
 def check_devices(config: Any, devices: list[jax.Device]) -> None:
@@ -116,7 +123,7 @@ def job(config: Any) -> Job:
         sentences=config.data.sentences,
     )
     evaluators = _evaluators(config, tokenizer, store)
-    loaded = _loaded(config, built, tokenizer)
+    weights = _weights(config, built, tokenizer)
     abstract = jax.eval_shape(lambda: _init(config, built))
     placement = step.state_shardings(abstract, mesh)
     return Job(
@@ -127,7 +134,7 @@ def job(config: Any) -> Job:
         store=store,
         stream=stream,
         evaluators=evaluators,
-        encode=encoders(built, placement.params, mesh, config),
+        encode=encoders(built, placement.arrays, mesh, config),
         abstract=abstract,
         placement=placement,
         step=step.make_step(
@@ -140,27 +147,31 @@ def job(config: Any) -> Job:
             placement=placement,
             mesh=mesh,
         ),
-        loaded=loaded,
+        loaded={name: value for tower in weights.values() for name, value in tower.params.items()},
+        weights=weights,
         warnings=tuple(_warnings(config, store, evaluators)),
     )
 
 
 def _init(config: Any, built: Model) -> TrainState:
-    def params() -> Params:
+    def arrays() -> tuple[Params, Params]:
         rngs = nnx.Rngs(jax.random.key(config.seed))
-        return state.split(models.build(built.spec, built.numerics, rngs))[1]
+        _, params, stats = state.split(models.build(built.spec, built.numerics, rngs))
+        return params, stats
 
-    return step.init_state(params, built.objective, built.optimizer)
+    return step.init_state(arrays, built.objective, built.optimizer)
 
 
 def fresh_state(job: Job) -> TrainState:
     """The state before step 0: every array made where it lives, loaded towers laid over the random start."""
     fresh = jax.jit(lambda: _init(job.config, job.model), out_shardings=job.placement)()
-    placed = {
-        name: jax.device_put(value.astype(job.abstract.params[name].dtype), job.placement.params[name])
-        for name, value in job.loaded.items()
-    }
-    return dataclasses.replace(fresh, params={**fresh.params, **placed})
+    shapes, places = job.abstract.arrays, job.placement.arrays
+    placed = {name: jax.device_put(v.astype(shapes[name].dtype), places[name]) for name, v in job.loaded.items()}
+    return dataclasses.replace(
+        fresh,
+        params={name: placed.get(name, value) for name, value in fresh.params.items()},
+        stats={name: placed.get(name, value) for name, value in fresh.stats.items()},
+    )
 
 
 def restore_target(job: Job) -> TrainState:
@@ -173,7 +184,10 @@ def restore_target(job: Job) -> TrainState:
 
 
 def encoders(built: Model, placement: Any, mesh: Mesh, config: Any) -> Encode:
-    """Jitted encoders of one fixed batch size for evaluators; embeddings come back L2-normalised."""
+    """Jitted encoders of one fixed batch size for evaluators; embeddings come back L2-normalised.
+
+    They take parameters and statistics in one flat dict (`TrainState.arrays`), placed as `placement` says.
+    """
     mean, std = tuple(config.data.mean), tuple(config.data.std)
     split_batch, whole = sharding.batch(mesh), sharding.replicated(mesh)
 
@@ -241,25 +255,24 @@ def _refuse_leak(name: str, held_out: Store, train: Store) -> None:
     if shared:
         raise UserError(
             f"evals.{name}.data = {held_out.spec}: {shared} of its patients are in {train.spec} as well; "
-            "evaluate on patients that are not trained on"
+            "evaluate on patients that are not trained on (stores of different sources need different --namespace)"
         )
 
 
-def _loaded(config: Any, built: Model, tokenizer: Tokenizer) -> dict[str, np.ndarray]:
-    """The parameters of the towers that `model.image.weights` and `model.text.weights` name."""
-    loaded: dict[str, np.ndarray] = {}
-    for which in ("image", "text"):
-        folder = config.model[which].weights
-        if folder:
-            loaded |= modelfolder.tower(
-                folder,
-                which,
-                built.shapes,
-                arch=config.model[which].arch,
-                preprocessing=preprocessing(config),
-                tokenizer=tokenizer.card(),
-            )
-    return loaded
+def _weights(config: Any, built: Model, tokenizer: Tokenizer) -> dict[str, modelfolder.Tower]:
+    """The towers that `model.image.weights` and `model.text.weights` name."""
+    return {
+        which: modelfolder.tower(
+            config.model[which].weights,
+            which,
+            built.arrays,
+            arch=config.model[which].arch,
+            preprocessing=preprocessing(config),
+            tokenizer=tokenizer.card(),
+        )
+        for which in ("image", "text")
+        if config.model[which].weights
+    }
 
 
 def preprocessing(config: Any) -> dict[str, Any]:
@@ -290,28 +303,33 @@ def card(job: Job) -> modelfolder.Card:
             "trained_by": "hybridclip_jax",
             # by fingerprint: a path says nothing elsewhere, and may be private
             **{
-                f"{which}_weights": modelfolder.stated_fingerprint(folder) if folder else None
+                f"{which}_weights": job.weights[which].fingerprint if which in job.weights else None
                 for which in ("image", "text")
-                for folder in (job.config.model[which].weights,)
             },
+            "texts": job.store.manifest.get("text", "report"),
         },
-        licence="follows the weights it was trained from",
+        licence="; ".join(dict.fromkeys(tower.licence for tower in job.weights.values())) or "not stated",
         synthetic=job.synthetic,
     )
 
 
 def _warnings(config: Any, store: Store, evaluators: dict[str, Evaluator]) -> list[str]:
-    found = []
+    found = [
+        f"model.{which}.weights is empty: the {which} tower starts at random, not from a pretrained one"
+        for which in ("image", "text")
+        if not config.model[which].weights
+    ]
     share = names_sides(store.texts)
     if config.data.flip and share > 0:
         found.append(
-            f"data.flip is on and {share:.0%} of the texts name left or right: a flipped image contradicts them; "
-            "turn it off with --noconfig.data.flip"
+            f"data.flip is on and {max(share, 0.01):.0%} of the texts name left or right: a flipped image contradicts "
+            "them; turn it off with --noconfig.data.flip"
         )
     for name, evaluator in evaluators.items():
         if evaluator.store.namespace != store.namespace:
             found.append(
-                f"evals.{name}.data = {evaluator.store.spec} is not comparable by id with {store.spec} (their sources "
-                "differ): whether they share patients could not be checked"
+                f"evals.{name}.data = {evaluator.store.spec}: not comparable by id with {store.spec} (their "
+                "namespaces differ): whether they share patients could not be checked; if they come from one source, "
+                "prepare both with one --namespace"
             )
     return found

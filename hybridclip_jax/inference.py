@@ -38,7 +38,7 @@ def load(folder: str | Path, batch_size: int = DEFAULT_BATCH) -> LoadedModel:
 
 
 class LoadedModel:
-    """Encoders of one model folder. Work is done in batches of one fixed size, so nothing recompiles."""
+    """Encoders of one model folder. Work is done in batches of one fixed size: images compile once, texts by width."""
 
     def __init__(self, folder: Path, batch_size: int) -> None:
         if batch_size < 1:
@@ -48,11 +48,16 @@ class LoadedModel:
         self.synthetic = self.card.synthetic
         try:
             self._static, self._params = _rebuild(folder, self.card, params)
+            if self.card.kind != "text":
+                self._sizes = models.IMAGE_ENCODERS[self.card.architecture["image"]][1]
             if self.card.kind != "image":
                 self.tokenizer = _tokenizer(folder, self.card)
                 self._context = int(self.card.architecture["context"])
             if self.card.kind == "dual":
                 self._preparation = _Preparation.of(self.card.preprocessing)
+                wrong = self._sizes.wrong_size(self._preparation.size)
+                if wrong:
+                    raise UserError(f"{folder}/{modelfolder.CARD}: image_size = {self._preparation.size}: {wrong}")
         except (KeyError, TypeError) as error:
             raise UserError(f"{folder}/{modelfolder.CARD}: damaged card: {error}") from error
         self._functions: dict[str, Any] = {}
@@ -92,6 +97,9 @@ class LoadedModel:
         values = np.asarray(images)
         if values.ndim != 4 or values.shape[-1] != 3 or not np.issubdtype(values.dtype, np.floating):
             raise UserError(f"image_features: {values.dtype} {values.shape}; needs normalised floats [B, H, W, 3]")
+        for side in values.shape[1:3]:
+            if wrong := self._sizes.wrong_size(side):
+                raise UserError(f"image_features: images of {side} px a side: {wrong}")
         return self._batched("image_features", values.astype(np.float32))
 
     def text_features(self, ids: Any) -> np.ndarray:
@@ -163,7 +171,8 @@ def _rebuild(
         whole = models.build(spec, numerics, nnx.Rngs(0))
         return whole if card.kind == "dual" else _OneTower(card.kind, getattr(whole, card.kind))
 
-    static, shapes, _ = state.abstract(build)
+    static, parameters, stats = state.abstract(build)
+    shapes = {**parameters, **stats}
     for name, shape in shapes.items():
         found = params[name].shape if name in params else "nothing"
         if found != shape.shape:

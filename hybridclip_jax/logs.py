@@ -87,8 +87,8 @@ class MetricsWriter:
         try:
             self._file.write(_dump(line))
             self._file.flush()
-            numbers = {name: value for name, value in line.items() if isinstance(value, (int, float))}
-            self._events.write(line["step"], {f"{split}/{n}": v for n, v in numbers.items() if n != "step"})
+            numbers = {name: value for name, value in line.items() if type(value) in (int, float) and name != "step"}
+            self._events.write(line["step"], {f"{split}/{name}": value for name, value in numbers.items()})
         except OSError as error:
             raise self._refused(error) from error
 

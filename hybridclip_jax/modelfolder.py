@@ -9,7 +9,7 @@ import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from safetensors import SafetensorError
@@ -54,7 +54,9 @@ def fingerprint(params: Mapping[str, np.ndarray]) -> str:
 
 
 def save(folder: Path, params: Mapping[str, Any], card: Card) -> str:
-    """Writes the parameters that `card.kind` holds; the folder appears whole or not at all. Returns the fingerprint.
+    """Writes what `card.kind` holds of `params`; the folder appears whole or not at all. Returns the fingerprint.
+
+    `params`: parameters and statistics in one flat dict.
 
     Raises StorageError when the disk refuses; a folder that is there already stays as it is.
     """
@@ -68,10 +70,17 @@ def save(folder: Path, params: Mapping[str, Any], card: Card) -> str:
         partial.mkdir(parents=True)
         save_file(held, partial / WEIGHTS)
         (partial / CARD).write_text(json.dumps(body, indent=2, sort_keys=True) + "\n")
+        for path in (partial / WEIGHTS, partial / CARD, partial):
+            _sync(path)
         shutil.rmtree(old, ignore_errors=True)
         if folder.exists():
             os.replace(folder, old)
-        os.replace(partial, folder)
+        try:
+            os.replace(partial, folder)
+        except OSError:
+            if old.exists():
+                os.replace(old, folder)
+            raise
     except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise StorageError(f"{folder}: the model could not be written: {error}") from error
@@ -79,8 +88,17 @@ def save(folder: Path, params: Mapping[str, Any], card: Card) -> str:
     return mark
 
 
+def _sync(path: Path) -> None:
+    """Returns when the file or folder is on the disk: checkpoints outlive a crash of the machine, so must models."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def load(folder: str | Path) -> tuple[dict[str, np.ndarray], Card]:
-    """(parameters, card). Raises UserError for a missing, damaged, altered or newer folder."""
+    """(parameters and statistics, card). Raises UserError for a missing, damaged, altered or newer folder."""
     folder = Path(folder)
     if not (folder / CARD).is_file():
         raise UserError(f"{folder}: not a model folder (no {CARD}); name one, such as the best/ of a run")
@@ -105,6 +123,14 @@ def load(folder: str | Path) -> tuple[dict[str, np.ndarray], Card]:
     return params, card
 
 
+class Tower(NamedTuple):
+    """The parameters and statistics of one tower, and what its folder says of them."""
+
+    params: dict[str, np.ndarray]
+    fingerprint: str
+    licence: str
+
+
 def tower(
     folder: str | Path,
     which: str,
@@ -113,8 +139,8 @@ def tower(
     arch: str,
     preprocessing: Mapping[str, Any],
     tokenizer: Mapping[str, Any],
-) -> dict[str, np.ndarray]:
-    """The parameters of one tower (`image` or `text`) of a folder, checked to fill exactly those of `targets`.
+) -> Tower:
+    """One tower (`image` or `text`) of a folder, checked to fill exactly those of `targets`.
 
     Raises UserError naming both sides when the architecture, the preprocessing, the tokenizer or a shape differs.
     """
@@ -136,7 +162,7 @@ def tower(
         need = wanted.get(name, "nothing")
         if have != need:
             raise UserError(f"{folder}: {name} is {have} in the folder and {need} in this model")
-    return held
+    return Tower(held, stated_fingerprint(folder), card.licence)
 
 
 def stated_fingerprint(folder: str | Path) -> str:
@@ -144,12 +170,16 @@ def stated_fingerprint(folder: str | Path) -> str:
     return json.loads((Path(folder) / CARD).read_text())["fingerprint"]
 
 
-def extract(folder: str | Path, which: str, out: Path) -> str:
-    """Writes one tower (`image` or `text`) of a dual folder as a folder of its own. Returns its fingerprint."""
+def extract(folder: str | Path, which: str, out: Path, licence: str | None = None) -> str:
+    """Writes one tower (`image` or `text`) of a dual folder as a folder of its own. Returns its fingerprint.
+
+    `licence` is for towers that were trained from nothing; others keep theirs.
+    """
     params, card = load(folder)
     kept = ("image",) if which == "image" else ("text", "context", "embed_dim")
     architecture = {key: card.architecture[key] for key in kept}
-    return save(out, params, dataclasses.replace(card, kind=which, architecture=architecture))
+    card = dataclasses.replace(card, kind=which, architecture=architecture, licence=licence or card.licence)
+    return save(out, params, card)
 
 
 def _same(
@@ -158,4 +188,11 @@ def _same(
     for key in keys:
         ours = list(run[key]) if isinstance(run[key], tuple) else run[key]
         if card.get(key) != ours:
-            raise UserError(f"{folder}: was made with {key} = {card.get(key)}, this run has {where}.{key} = {ours}")
+            remedy = (
+                "; fold the difference in with `python -m converters to-jax SRC --out DIR --input-norm clip`, or set "
+                "data.mean and data.std to the folder's"
+            )
+            raise UserError(
+                f"{folder}: was made with {key} = {card.get(key)}, this run has {where}.{key} = {ours}"
+                + (remedy if where == "data" else "")
+            )

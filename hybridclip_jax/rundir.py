@@ -22,8 +22,10 @@ def refuse_another(workdir: Path, config_text: str) -> None:
     """Raises UserError where `workdir` holds a run of another config, StorageError where it cannot be read."""
     path = workdir / CONFIG
     try:
-        if not path.exists() or not _began(workdir):
+        if not _began(workdir):
             return
+        if not path.exists():
+            raise UserError(f"{path}: missing, and the run has begun; restore it, or use another --workdir")
         earlier = _flat(json.loads(path.read_text()))
     except OSError as error:
         raise StorageError(f"{path}: {error.strerror}") from error
@@ -49,7 +51,7 @@ def _began(workdir: Path) -> bool:
 
 @contextlib.contextmanager
 def claimed(workdir: Path, config_text: str) -> Iterator[None]:
-    """Holds `workdir` for this process and notes the config in it, for good once a step is logged.
+    """Holds `workdir` for this process and notes the config in it.
 
     Raises UserError where another attempt is at work in it or it holds another run, StorageError where it cannot
     be made.
@@ -69,8 +71,7 @@ def claimed(workdir: Path, config_text: str) -> Iterator[None]:
             if error.errno not in (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK):
                 raise
         refuse_another(workdir, config_text)
-        if not ((workdir / CONFIG).exists() and _began(workdir)):
-            write_whole(workdir / CONFIG, config_text)
+        write_whole(workdir / CONFIG, config_text)
         yield
 
 

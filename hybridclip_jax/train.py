@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import math
 import platform
+import shutil
 import time
 from collections.abc import Iterator
 from importlib import metadata
@@ -28,6 +29,7 @@ from hybridclip_jax.state import TrainState
 AHEAD = 2
 # So many steps in a row without a finite loss and gradient end the run.
 NONFINITE_LIMIT = 3
+BEST = "best.json"
 # The watchdog judges the logged losses of this many steps.
 CHANCE_WINDOW = 500
 
@@ -41,7 +43,15 @@ def run(config: Any, workdir: Path, command: str) -> None:
     rundir.refuse_another(workdir, text)
     job = build.job(config)  # before the folder is claimed: a config with a fault must not hold it
     with rundir.claimed(workdir, text):
-        _Run(job, workdir, command).go()
+        try:
+            _Run(job, workdir, command).go()
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            raise UserError(
+                f"batch_size = {config.batch_size}: the devices have not enough memory; lower it, or set "
+                "--config.compute.remat=True, and give the same command again"
+            ) from error
 
 
 class _Run:
@@ -70,6 +80,8 @@ class _Run:
         self.bar = logs.Progress(self.config.steps, "train", "step", initial=start)
         try:
             self._write_summary(start, finished=start == self.config.steps)
+            if start:
+                self._mend_best(start, state)
             if start < self.config.steps:
                 state = self._train(state, start)
             self._finish()
@@ -87,18 +99,35 @@ class _Run:
         for damaged in (n for n in saved if step is None or n > step):
             print(f"warning: checkpoint {damaged:,} is damaged and not used; kept as checkpoints/damaged-{damaged}")
         if step is None:
+            if saved:
+                print("warning: no checkpoint can be used: starting anew at step 0")
+            self._drop_best_after(0)
             return build.fresh_state(self.job), 0
         state, notes = self.checkpoints.restore(step, build.restore_target(self.job))
-        for spec, fingerprint in self._fingerprints().items():
-            if notes["stores"].get(spec) != fingerprint:
-                raise UserError(f"{spec}: changed since this run began; use another --workdir")
+        for name, fingerprint in self._fingerprints().items():
+            if notes["inputs"].get(name) != fingerprint:
+                raise UserError(f"{name}: changed since this run began; use another --workdir")
         self.meter.load_state(notes["meter"])
+        self._drop_best_after(step)
         return state, step
 
     def _fingerprints(self) -> dict[str, str]:
-        """Of every store by its spec: another store's values in one metrics.jsonl would not compare."""
+        """Of every store and folder of weights: others' values in one metrics.jsonl would not compare."""
         stores = [self.job.store, *(evaluator.store for evaluator in self.job.evaluators.values())]
-        return {store.spec: store.fingerprint for store in stores}
+        weights = {self.config.model[tower].weights: loaded.fingerprint for tower, loaded in self.job.weights.items()}
+        return {store.spec: store.fingerprint for store in stores} | weights
+
+    def _drop_best_after(self, step: int) -> None:
+        """A model of a step that is taken again must not outlive it: the same step may turn out otherwise."""
+        if (self._held_step() or 0) > step:
+            (self.workdir / BEST).unlink()
+            shutil.rmtree(self.workdir / "best", ignore_errors=True)
+
+    def _mend_best(self, step: int, state: TrainState) -> None:
+        """A kill may have come between a checkpoint and the best/ of the same step."""
+        best = self._choice(step)
+        if best is not None and best["step"] == step != self._held_step():
+            self._keep(best, step, state)
 
     def _announce(self, start: int) -> None:
         job, config = self.job, self.config
@@ -215,13 +244,18 @@ class _Run:
 
     def _milestones(self, step: int, state: TrainState) -> None:
         last = step == self.config.steps
+        best = None
         if self.job.evaluators and (last or step % self.config.eval_every == 0):
             self._evaluate(step, state)
-            self._choose(step, state)
+            best = self._choice(step)
         at_chance = self._at_chance(step) if step % self.config.eval_every == 0 else ""
-        stop = at_chance and self.config.watchdog.at_chance == "stop"
-        if last or stop or step % self.config.checkpoint.every == 0:
+        stop = at_chance and not last and self.config.watchdog.at_chance == "stop"
+        # With each new best: were it lost to a kill, best/ would hold a step that is taken again.
+        new_best = best is not None and best["step"] == step
+        if last or stop or new_best or step % self.config.checkpoint.every == 0:
             self._save(step, state)
+        if best is not None:
+            self._keep(best, step, state)
         if stop:
             raise RunStopped(f"{at_chance}; watchdog.at_chance = stop")
         if at_chance:
@@ -231,7 +265,7 @@ class _Run:
         began = time.perf_counter()
         for name, evaluator in self.job.evaluators.items():
             started = time.perf_counter()
-            values = evaluator.run(self.job.encode, state.params)
+            values = evaluator.run(self.job.encode, state.arrays)
             mark = {"synthetic": True} if evaluator.store.synthetic else {}
             self.writer.write(step, f"eval/{name}", {**values, "eval_s": time.perf_counter() - started, **mark})
             mean = values.get("auroc/mean")
@@ -249,15 +283,26 @@ class _Run:
         self.job.encode.work = Work()
         return total
 
-    def _choose(self, step: int, state: TrainState) -> None:
-        metric = self.config.select.metric
-        lines = logs.read_metrics(self.workdir / logs.METRICS_FILE)
-        best = selection.choose(selection.history(lines, metric), metric, self.config.select.mode)
-        if best is None:
-            return
+    def _choice(self, step: int) -> dict[str, Any] | None:
+        """The best of the evaluated steps whose parameters are at hand: this one, and that of best/."""
+        metric, mode = self.config.select.metric, self.config.select.mode
+        values = selection.history(logs.read_metrics(self.workdir / logs.METRICS_FILE), metric)
+        at_hand = {step, self._held_step()}
+        best = selection.choose(values, metric, mode)
+        if best is not None and best["step"] not in at_hand:  # lost with a checkpoint that was damaged
+            best = selection.choose([pair for pair in values if pair[0] in at_hand], metric, mode)
+        return best
+
+    def _held_step(self) -> int | None:
+        """The step whose parameters best/ holds: best.json is written after it."""
+        best = rundir.read_json(self.workdir / BEST)
+        step = best.get("step") if isinstance(best, dict) else None
+        return step if isinstance(step, int) else None
+
+    def _keep(self, best: dict[str, Any], step: int, state: TrainState) -> None:
         if best["step"] == step:
-            modelfolder.save(self.workdir / "best", jax.device_get(state.params), build.card(self.job))
-        rundir.write_json(self.workdir / "best.json", {**best, "synthetic": self.job.synthetic})
+            modelfolder.save(self.workdir / "best", jax.device_get(state.arrays), build.card(self.job))
+        rundir.write_json(self.workdir / BEST, {**best, "synthetic": self.job.synthetic})
 
     def _at_chance(self, step: int) -> str:
         """What to say of the last steps' losses; empty where there is nothing to say, or not yet."""
@@ -275,7 +320,7 @@ class _Run:
         )
 
     def _save(self, step: int, state: TrainState) -> None:
-        notes = {"stores": self._fingerprints(), "meter": self.meter.state_dict()}
+        notes = {"inputs": self._fingerprints(), "meter": self.meter.state_dict()}
         self.writer.sync()  # a resumed run keeps the lines up to its checkpoint, so they must outlive it
         self.checkpoints.save(step, state, notes)
         self._write_summary(step, finished=step == self.config.steps)
@@ -306,7 +351,8 @@ class _Run:
             "versions": {"python": platform.python_version(), **_versions()},
             "command": self.command,
             "synthetic": self.job.synthetic,
-            "best": rundir.read_json(self.workdir / "best.json"),
+            "warnings": list(self.job.warnings),
+            "best": rundir.read_json(self.workdir / BEST),
         }
         rundir.write_json(self.workdir / "summary.json", summary)
 
@@ -321,7 +367,7 @@ class _Run:
         self.bar.close()
         report.render(self.workdir)
         lines = logs.read_metrics(self.workdir / logs.METRICS_FILE)
-        best = rundir.read_json(self.workdir / "best.json")
+        best = rundir.read_json(self.workdir / BEST)
         print("\n" + report.end_table(best or {}, lines, self.workdir))
 
 

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import shutil
@@ -31,9 +32,9 @@ SIDE = 64
 TEXTS = ["pneumothorax", "no pneumothorax", "the heart is enlarged; " * 20, ""]
 
 
-def weights() -> dict[str, np.ndarray]:
+def weights(spec: models.DualSpec = SPEC) -> dict[str, np.ndarray]:
     """Random, and large enough that different inputs give clearly different embeddings."""
-    _, shapes, _ = state.abstract(lambda: models.build(SPEC, models.Numerics(), nnx.Rngs(0)))
+    _, shapes, _ = state.abstract(lambda: models.build(spec, models.Numerics(), nnx.Rngs(0)))
     rng = np.random.default_rng(0)
     return {
         name: np.asarray(
@@ -306,3 +307,17 @@ def test_a_folder_that_cannot_be_right_is_refused(broken: str, folder: Path, tmp
 
 def test_a_batch_has_at_least_one_row(folder: Path) -> None:
     assert refusal(lambda: hc.load(folder, batch_size=0)) == "batch_size = 0: must be at least 1"
+
+
+def test_texts_of_any_lengths_come_back_in_order_and_to_the_last_bit(tmp_path: Path) -> None:
+    """A text's embedding is the same whatever else is encoded with it: each width has its own program."""
+    spec = dataclasses.replace(SPEC, context=96)
+    long = small_card("dual", context=96, embed_dim=SPEC.embed_dim, store={"resize": "pad", "colour": False})
+    modelfolder.save(tmp_path / "long", weights(spec), long)
+    model = hc.load(tmp_path / "long", batch_size=4)
+    texts = ["opacity " * n for n in (80, 1, 50, 2, 90, 40, 3)]
+    together = model.encode_text(texts)
+    np.testing.assert_array_equal(together, model.encode_text(texts[::-1])[::-1])
+    np.testing.assert_array_equal(together, np.concatenate([model.encode_text([text]) for text in texts]))
+    wanted = model.text_features(model.tokenizer(texts, 96).ids) @ weights(spec)["text_projection/kernel"]
+    np.testing.assert_allclose(together, wanted / np.linalg.norm(wanted, axis=1, keepdims=True), atol=1e-5)

@@ -224,7 +224,7 @@ def test_rendering_again_gives_the_same_bytes_and_leaves_nothing_else(tmp_path: 
         ("metrics.jsonl", None, "no such file; give the --workdir of a run"),
         ("metrics.jsonl", "", "no step is logged yet; let the run reach its first logged step"),
         ("config.json", "{", "config.json: not JSON"),
-        ("config.json", "{}", "config.json: steps is missing; restore it, or delete it and give the command"),
+        ("config.json", "{}", "config.json: steps is missing; restore it, or train anew in another --workdir"),
         ("best.json", "[]", "best.json: holds no JSON object"),
         ("best.json", "{}", "best.json: step is missing; restore it, or delete it"),
         ("best.json", "\x00" * 80, "best.json: not JSON"),

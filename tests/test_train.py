@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import fcntl
 import json
 import os
@@ -15,12 +16,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 from tripwire import Tripwire
 
 import hybridclip_jax as hc
-from hybridclip_jax import cli, logs, modelfolder, rundir, train
+from hybridclip_jax import build, cli, logs, modelfolder, rundir, train
 from hybridclip_jax import config as configs
 from hybridclip_jax.errors import RunStopped, UserError
 
@@ -160,7 +162,7 @@ os.replace = put
 runpy.run_module("hybridclip_jax.main", run_name="__main__", alter_sys=True)
 """
 # One after another. The first attempt leaves no checkpoint; the second dies between the weights of best/ and their
-# place, the third between best/ and best.json, both going back to step 2.
+# place, the third, which begins by making good for that, between best/ and best.json.
 MOMENTS = ("/checkpoints/2", "/best", "/best.json")
 
 
@@ -191,6 +193,60 @@ def kill_after_step(step: int, process: subprocess.Popen[str], workdir: Path) ->
             process.kill()
         time.sleep(0.01)
     process.communicate()
+
+
+def test_a_model_of_a_step_that_is_taken_again_goes(finished: Path, config_file: Path, tmp_path: Path) -> None:
+    workdir = tmp_path / "run"
+    shutil.copytree(finished, workdir)
+    best = json.loads((workdir / "best.json").read_text())
+    (workdir / "best.json").write_text(json.dumps({**best, "step": 8}))
+    (workdir / "best" / "stale").touch()
+    for part in (workdir / "checkpoints" / "8").rglob("*"):
+        if part.is_file():
+            part.write_bytes(b"")
+    run(config_file, workdir, "mesh.data=1")
+    assert not (workdir / "best" / "stale").exists()
+    assert json.loads((workdir / "best.json").read_text())["step"] == 8, "step 4's weights went with best/"
+    hc.load(workdir)
+
+
+def test_weights_that_changed_since_the_run_began_are_refused(config_file: Path, tmp_path: Path) -> None:
+    for seed in (1, 2):
+        run(config_file, tmp_path / f"run{seed}", "mesh.data=1", "steps=2", f"seed={seed}")
+    tower = tmp_path / "tower"
+    modelfolder.extract(tmp_path / "run1" / "best", "text", tower)
+    weights = f"model.text.weights={tower}"
+    run(config_file, tmp_path / "run", "mesh.data=1", "steps=2", weights)
+    modelfolder.extract(tmp_path / "run2" / "best", "text", tower)
+    with pytest.raises(UserError, match=f"{tower}: changed since this run began"):
+        run(config_file, tmp_path / "run", "mesh.data=1", "steps=2", weights)
+
+
+def test_devices_without_enough_memory_are_one_line(
+    config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = build.job
+
+    def job(config: Any) -> build.Job:
+        def step(*_: Any) -> Any:
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 3 bytes.")
+
+        return dataclasses.replace(made(config), step=step)
+
+    monkeypatch.setattr(build, "job", job)
+    with pytest.raises(UserError, match=r"batch_size = 16: the devices have not enough memory; lower it"):
+        run(config_file, tmp_path / "run", "mesh.data=1")
+    monkeypatch.undo()
+    run(config_file, tmp_path / "run", "mesh.data=1", "batch_size=8", "steps=1")
+
+
+def test_towers_that_start_at_random_are_warned_of(finished: Path) -> None:
+    warnings = json.loads((finished / "summary.json").read_text())["warnings"]
+    assert warnings == [
+        f"model.{tower}.weights is empty: the {tower} tower starts at random, not from a pretrained one"
+        for tower in ("image", "text")
+    ]
+    assert "the text tower starts at random" in (finished / "report.html").read_text()
 
 
 def test_two_attempts_at_once_are_refused(finished: Path, config_file: Path) -> None:
@@ -298,7 +354,7 @@ def test_three_non_finite_steps_in_a_row_end_the_run(config_file: Path, tmp_path
 def test_a_run_at_chance_is_told_so_and_can_be_stopped(
     config_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    stuck = ["steps=500", "eval_every=500", "checkpoint.every=500", "log_every=25", "optim.learning_rate=0.0"]
+    stuck = ["steps=501", "eval_every=500", "checkpoint.every=500", "log_every=25", "optim.learning_rate=0.0"]
     stuck += ["data.image_size=32", "model.text.context=32", "mesh.data=1"]
     run(config_file, tmp_path / "warned", *stuck)
     assert "is at chance (ln 16 = 2.773)" in capsys.readouterr().out

@@ -56,6 +56,8 @@ INTERVAL = Plain(
     "two numbers", lambda value: isinstance(value, list) and len(value) == 2 and all(map(_is_number, value))
 )
 
+TEXTS = Plain("a list of texts", lambda value: isinstance(value, list) and all(isinstance(v, str) for v in value))
+
 CONFIG: Shape = {
     "steps": COUNT,
     "batch_size": COUNT,
@@ -87,6 +89,7 @@ SUMMARY: Shape = {
     "data": Maybe({"train": STORE, "evals": Maybe(Each(STORE))}),
     "versions": Maybe(Each(TEXT)),
     "command": Maybe(TEXT),
+    "warnings": Maybe(TEXTS),
 }
 # Of a line of metrics.jsonl what the report draws, by its name or by what stands before its "/". An evaluator may log
 # more, of any kind.
@@ -101,7 +104,7 @@ LINE: Mapping[str, Shape] = {
 # By file: its shape, and what to do where the file does not have it.
 WRITTEN_AT_START = "restore it, or delete it and give the command that trains once more, which writes it"
 FILES = {
-    "config.json": (CONFIG, WRITTEN_AT_START),
+    "config.json": (CONFIG, "restore it, or train anew in another --workdir"),
     "best.json": (BEST, "restore it, or delete it: the report then shows the last evaluation"),
     "summary.json": (SUMMARY, WRITTEN_AT_START),
 }

@@ -84,6 +84,8 @@ def _banners(run: Run) -> Markup:
         why = f": {run.summary['exit']}" if run.summary.get("exit") else ""
         text = f"This run is not finished: step {run.reached:,} of {run.config['steps']:,}{why}."
         said.append(element("p", text, class_="banner"))
+    for text in run.summary.get("warnings") or []:
+        said.append(element("p", f"Warned at the start: {text}.", class_="banner"))
     loss, chance = run.final_loss(), run.chance_loss
     if loss is not None and run.at_chance():
         verdict = (
