@@ -226,9 +226,21 @@ def validate(config: ConfigDict) -> Iterator[str]:
         yield f"optim.momentum = {config.optim.momentum}: must be below 1"
     if not 0 < config.model.temperature < math.inf:
         yield f"model.temperature = {config.model.temperature}: must be above 0"
-    yield from _tuples(config)
+    wrong = list(_tuples(config))
+    yield from wrong
+    if not wrong:
+        yield from _temperature(config)
     yield from _image_size(config)
     yield from _evals(config)
+
+
+def _temperature(config: ConfigDict) -> Iterator[str]:
+    low, high = config.model.logit_scale_range
+    if config.model.temperature > 0 and not low <= -math.log(config.model.temperature) <= high:
+        yield (
+            f"model.temperature = {config.model.temperature}: the first update would clamp it to "
+            f"model.logit_scale_range, {math.exp(-high):g} to {math.exp(-low):g}"
+        )
 
 
 def _structure(config: ConfigDict, reference: ConfigDict, prefix: str) -> Iterator[str]:
@@ -262,8 +274,9 @@ def _same_kind(value: object, reference: object) -> bool:
 
 def _image_size(config: ConfigDict) -> Iterator[str]:
     _, sizes = IMAGE_ENCODERS.get(config.model.image.arch, (None, None))
-    if sizes and config.data.image_size % sizes.patch:
-        yield f"data.image_size = {config.data.image_size}: must be a multiple of the patch, {sizes.patch}"
+    wrong = sizes.wrong_size(config.data.image_size) if sizes else ""
+    if wrong:
+        yield f"data.image_size = {config.data.image_size}: {wrong}"
 
 
 def _tuples(config: ConfigDict) -> Iterator[str]:

@@ -65,17 +65,11 @@ def _lion(momentum: float, decay: _Parts) -> _Parts:
     return [optax.scale_by_lion(b1=momentum, b2=0.99), *decay]
 
 
-def _lamb(momentum: float, decay: _Parts) -> _Parts:
-    """adamw's step rescaled to the norm of each parameter, for large batches (You et al., 2020)."""
-    return [optax.scale_by_adam(b1=momentum, b2=0.999, eps=1e-6), *decay, optax.scale_by_trust_ratio()]
-
-
-# `optim.momentum` is each one's coefficient of the first moment.
+# `optim.momentum` is the share of the past in each one's step; Lion's own average keeps 0.99.
 OPTIMIZERS: dict[str, Callable[[float, _Parts], _Parts]] = {
     "sgd": _sgd,
     "adamw": _adamw,
     "lion": _lion,
-    "lamb": _lamb,
 }
 
 

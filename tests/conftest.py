@@ -10,7 +10,7 @@ if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", "")
     os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 # Eight CPU devices that meet in a collective deadlock on a pool of two threads; XLA sizes its pool by this.
 os.environ.setdefault("NPROC", "16")
-os.environ["HYBRIDCLIP_PATIENT_KEY"] = "tests-only"
+os.environ["HYBRIDCLIP_PATIENT_KEY"] = "for the tests alone"
 
 import jax
 import pytest

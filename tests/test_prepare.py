@@ -236,14 +236,27 @@ def test_every_row_is_kept_or_skipped_for_a_listed_reason(tmp_path: Path, capsys
 
 def test_one_section_can_be_the_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = simple(tmp_path / "data", count=3, impression=["No edema.", " ", "Left effusion."])
-    assert prepare_csv(source, tmp_path / "s", "--text-column", "text", "--text", "impression") == 0
+    assert prepare_csv(source, tmp_path / "s", "--text", "impression") == 0
     store = Store.open(str(tmp_path / "s"))
     assert store.texts == ["No edema.", "Left effusion."]
     assert store.n_tokens.tolist() == [2 + len(Tokenizer().encode(text)) for text in store.texts]
     assert store.manifest["text"] == "impression"
     assert re.search(r"skipped: no impression +1 +2\n", capsys.readouterr().out)
-    assert prepare_csv(source, tmp_path / "f", "--text-column", "text", "--text", "findings") == 2
-    assert "none of the 3 rows could be kept (no findings 3)" in error_line(capsys)
+    assert prepare_csv(source, tmp_path / "r") == 0
+    assert Store.open(str(tmp_path / "r")).texts == [f"No edema. Report {n}." for n in range(3)]
+    assert prepare_csv(source, tmp_path / "f", "--text", "findings") == 2
+    assert "has no column 'findings' (--text findings)" in error_line(capsys)
+    assert prepare_csv(source, tmp_path / "f", "--text", "impression", "--text-column", "text") == 2
+    assert "give one of them" in error_line(capsys)
+
+
+def test_sections_alone_are_not_taken_for_the_whole_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"image": image(tmp_path / "data" / "i.png"), "findings": "Clear lungs.", "impression": "Normal."}]
+    source = table(tmp_path / "data" / "t.csv", rows)
+    assert prepare_csv(source, tmp_path / "s") == 2
+    assert "'findings', 'impression' are parts of a report, and no column has all of it" in error_line(capsys)
+    assert prepare_csv(source, tmp_path / "s", "--text", "findings") == 0
+    assert Store.open(str(tmp_path / "s")).texts == ["Clear lungs."]
 
 
 @pytest.fixture(scope="module")
@@ -369,7 +382,7 @@ def test_equal_input_gives_equal_bytes_on_any_number_of_cores(
         monkeypatch.setattr(os, "sched_getaffinity", lambda _, cores=cores: cores)
         assert prepare_csv(first_rows(many, 80), tmp_path / name) == 0
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
-    monkeypatch.setenv("HYBRIDCLIP_PATIENT_KEY", "another")
+    monkeypatch.setenv("HYBRIDCLIP_PATIENT_KEY", "another key for the tests")
     assert prepare_csv(first_rows(many, 20), tmp_path / "key") == 0
     one, key = Store.open(str(tmp_path / "one")), Store.open(str(tmp_path / "key"))
     assert not set(one.ids + one.studies + one.patients) & set(key.ids + key.studies + key.patients)

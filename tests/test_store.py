@@ -366,7 +366,7 @@ def test_a_key_that_others_read_or_that_is_empty_is_refused(own_config: Path, mo
     with pytest.raises(UserError, match="is empty"):
         user_key()
     monkeypatch.setenv("HYBRIDCLIP_PATIENT_KEY", "  ")
-    with pytest.raises(UserError, match="HYBRIDCLIP_PATIENT_KEY is set but empty"):
+    with pytest.raises(UserError, match="HYBRIDCLIP_PATIENT_KEY has 0 characters: give it at least 16"):
         user_key()
     monkeypatch.delenv("HYBRIDCLIP_PATIENT_KEY")
     own_config.joinpath("file").touch()

@@ -105,9 +105,10 @@ def prepare(
         outcome = plan.outcome()
         if not outcome.kept:
             reasons = ", ".join(f"{reason} {count}" for reason, count in outcome.skipped.items())
+            missing = "missing image file" in outcome.skipped
+            where = ", or name the folder of its images with --images" if missing else ""
             raise UserError(
-                f"none of the {outcome.read} rows could be kept ({reasons}): mend the source, or name the"
-                " folder of its images with --images; no store was made"
+                f"none of the {outcome.read} rows could be kept ({reasons}): mend the source{where}; no store was made"
             )
         for reason, skipped in outcome.skipped_rows.items():
             for row in skipped:

@@ -19,6 +19,7 @@ from pathlib import Path
 from hybridclip_jax.errors import StorageError, UserError
 
 KEY_VARIABLE = "HYBRIDCLIP_PATIENT_KEY"
+SHORTEST_KEY = 16  # characters
 # Phantoms have no patients to protect: a published key makes their stores the same for everyone.
 PUBLIC_KEY = b"hybridclip_jax: published key for synthetic data"
 ID_LENGTH = 32  # hex digits: 128 bits, so that two of a billion ids meet with a chance below 1e-20
@@ -47,13 +48,16 @@ def user_key() -> bytes:
     """The user's key, made on first use.
 
     Raises:
-        UserError: the variable is set but empty, or the key file is empty or readable by others.
+        UserError: the variable has less than SHORTEST_KEY characters, or the key file is empty or readable by others.
         StorageError: the key file cannot be read or made.
     """
     if KEY_VARIABLE in os.environ:
         key = os.environ[KEY_VARIABLE].strip()
-        if not key:
-            raise UserError(f"{KEY_VARIABLE} is set but empty: give it a value, or unset it to use {key_file()}")
+        if len(key) < SHORTEST_KEY:  # its fingerprint is published with every store: a short one can be found from it
+            raise UserError(
+                f"{KEY_VARIABLE} has {len(key)} characters: give it at least {SHORTEST_KEY} random ones, or unset it "
+                f"to use {key_file()}"
+            )
         return key.encode()
     path = key_file()
     try:

@@ -74,7 +74,7 @@ class Tokenizer:
         self.eot = vocab_size - 1
         lines = _merge_lines()[: vocab_size - smallest]
         self._merges_sha256 = hashlib.sha256("".join(f"{line}\n" for line in lines).encode()).hexdigest()
-        self._byte_ids, self._merged = _ids(lines)
+        self._lines, (self._byte_ids, self._merged, self._names) = lines, _ids(lines)
         # Reports repeat a few thousand words, so the merges of most words are done once.
         self._encode_word = functools.lru_cache(maxsize=1 << 16)(self._merge_word)
 
@@ -124,6 +124,10 @@ class Tokenizer:
             "clean": "ftfy+html2+whitespace+lower",
         }
 
+    def vocabulary(self) -> tuple[dict[str, int], tuple[str, ...]]:
+        """(token -> id, special tokens included; merges by rank), as the files of transformers' CLIPTokenizer."""
+        return {**self._names, "<|startoftext|>": self.sot, "<|endoftext|>": self.eot}, self._lines
+
     def _merge_word(self, word: str) -> tuple[int, ...]:
         tokens = [self._byte_ids[byte] for byte in word.encode("utf-8")]
         tokens[-1] += _BYTES  # the same byte, ending a word
@@ -153,8 +157,8 @@ def _merge_lines() -> tuple[str, ...]:
     return tuple(gzip.decompress(packed).decode("utf-8").splitlines())
 
 
-def _ids(lines: Sequence[str]) -> tuple[list[int], dict[tuple[int, int], int]]:
-    """Ids by byte value, and the id of each merge by the pair of ids it joins."""
+def _ids(lines: Sequence[str]) -> tuple[list[int], dict[tuple[int, int], int], dict[str, int]]:
+    """Ids by byte value, the id of each merge by the pair of ids it joins, and all ids by name."""
     # The table writes each byte as a visible character: Latin-1's visible ones as themselves, the others from
     # U+0100 up. OpenAI numbers the visible bytes first.
     visible = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
@@ -169,4 +173,4 @@ def _ids(lines: Sequence[str]) -> tuple[list[int], dict[tuple[int, int], int]]:
         left, right = line.split(" ")
         merged[by_name[left], by_name[right]] = token
         by_name[left + right] = token
-    return byte_ids, merged
+    return byte_ids, merged, by_name

@@ -78,7 +78,13 @@ def read(args: argparse.Namespace) -> Source:
     folder = Path(args.images) if args.images is not None else table.path.parent
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder for --images")
-    roles = {role: _find_column(table, role, getattr(args, f"{role}_column")) for role in ROLES}
+    sections = {name.lower(): i for i, name in enumerate(table.columns) if name.lower() in SECTIONS}
+    roles = {
+        role: _text_column(table, sections, args)
+        if role == "text"
+        else _find_column(table, role, getattr(args, f"{role}_column"))
+        for role in ROLES
+    }
     for role, column in roles.items():
         twin = next((other for other in roles if other != role and roles[other] == column), None)
         if column is not None and twin is not None:
@@ -93,7 +99,6 @@ def read(args: argparse.Namespace) -> Source:
             f" ({len(blank)} such rows): fill it, or delete the rows"
         )
     taken = {column for column in roles.values() if column is not None}
-    sections = {name.lower(): i for i, name in enumerate(table.columns) if name.lower() in SECTIONS}
     taken |= set(sections.values())
     labels, named = _label_columns(table, taken, args.label_columns)
     unused = [name or "(no name)" for i, name in enumerate(table.columns) if i not in taken and i not in labels]
@@ -180,6 +185,26 @@ def _find_column(table: Table, role: str, named: str | None) -> int | None:
             f"{table.path}: no column found for the {role}: name it with --{role}-column. It has {_listing(table)}"
         )
     return found[0] if found else None
+
+
+def _text_column(table: Table, sections: dict[str, int], args: argparse.Namespace) -> int | None:
+    """The column of the whole text; with --text SECTION that section's, which has to be there."""
+    section = getattr(args, "text", "report")
+    if section != "report":
+        if args.text_column is not None:
+            raise UserError(f"--text {section} and --text-column {args.text_column}: give one of them")
+        if section not in sections:
+            raise UserError(f"{table.path} has no column {section!r} (--text {section}). It has {_listing(table)}")
+        return sections[section]
+    whole = [i for i, name in enumerate(table.columns) if name.lower() in ROLES["text"] and i not in sections.values()]
+    if args.text_column is None and not whole and len(sections) > 1:
+        raise UserError(
+            f"{table.path}: columns {', '.join(map(repr, sections))} are parts of a report, and no column has all "
+            "of it: choose one with --text, or name a column with --text-column"
+        )
+    if args.text_column is None and len(whole) == 1:
+        return whole[0]
+    return _find_column(table, "text", args.text_column)
 
 
 def _label_columns(table: Table, taken: set[int], named: str | None) -> tuple[list[int], bool]:
