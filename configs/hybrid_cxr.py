@@ -1,7 +1,10 @@
-"""The recipe: DINOv3 ViT-B/16 and CLIP's text transformer at 512 tokens, joined by one 768 -> 512 layer.
+"""The recipe: DINOv3 ViT-B/16 and CLIP's text transformer at 512 tokens, joined by one new 768 -> 512 layer.
 
     python -m hybridclip_jax.main --config=configs/hybrid_cxr.py --workdir=runs/hybrid \\
         --config.data.train=STORE:train --config.evals.external.data=OTHER_STORE:test
+
+Pretrained towers: convert them (README, "Weights in and out"; the image tower with --input-norm clip, the text tower
+keeps its file's context) and add --config.model.image.weights=DIR --config.model.text.weights=DIR.
 
 Cost: `hybridclip budget --config=configs/hybrid_cxr.py` prints 149.7 M parameters, about 14.9 TFLOP a step at the
 full 512 tokens and 0.0043 PF-days for the 25,000 steps.

@@ -20,7 +20,7 @@ extract() {
 import pathlib, sys
 from hybridclip_jax import modelfolder
 tower, run = sys.argv[1], pathlib.Path('runs') / f'towers_{sys.argv[1]}'
-print(tower, modelfolder.extract(run / 'best', tower, pathlib.Path('configs/towers') / tower))
+print(tower, modelfolder.extract(run / 'best', tower, pathlib.Path('configs/towers') / tower, 'Apache-2.0'))
 " "$1"
 }
 

@@ -1,0 +1,82 @@
+"""What can be checked of a model folder after the fact."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+import hybridclip_jax as hc
+from converters import statistics, to_jax
+from converters.statistics import STATISTICS, Statistics
+from hybridclip_jax import modelfolder
+from hybridclip_jax.data import pixels
+from hybridclip_jax.errors import UserError
+from hybridclip_jax.logs import table
+
+# DINOv3 ViT-B/16 (LVD-1689M) of COCO val2017 000000039769, first values of the pooled output, as published in
+# transformers' converter; bilinear to 224 px, so only to about 1e-3.
+KNOWN_ARCH = "dinov3_vitb16"
+KNOWN = (1.034643, -0.180609, -0.341018, -0.066376, -0.011383)
+KNOWN_WITHIN = 1e-3
+
+
+def verify(folder: Path, *, source: str | None = None, image: str | None = None) -> list[str]:
+    """Lines of what holds. Raises UserError for the first thing that does not.
+
+    source: what the folder was converted from, converted again in the same way and compared bit by bit.
+    image: the picture of the published values of DINOv3 ViT-B/16.
+    """
+    params, card = modelfolder.load(folder)  # the card's shape, and the fingerprint over every byte
+    said = [f"card and fingerprint: {modelfolder.stated_fingerprint(folder)}"]
+    for name, value in params.items():
+        if not np.isfinite(value).all():
+            raise UserError(f"{folder}: {name} holds values that are not finite; convert or train it again")
+    said.append(f"values: {sum(value.size for value in params.values()):,}, all finite")
+    hc.load(folder)  # architecture and shapes, the tokenizer's own card
+    said.append(f"architecture: {', '.join(f'{key} {value}' for key, value in card.architecture.items())}")
+    if source is not None:
+        said.append(_same_as(folder, params, card, source))
+    if image is not None:
+        said += _known_values(folder, card, Path(image))
+    return said
+
+
+def _same_as(folder: Path, params: dict[str, np.ndarray], card: modelfolder.Card, source: str) -> str:
+    made = card.source
+    if "layout" not in made:
+        raise UserError(f"{folder}: was not converted from a file; leave --source out")
+    again = to_jax.convert(source, options_of(card))
+    for name, value in again.params.items():
+        if name not in params or not np.array_equal(params[name], value):
+            raise UserError(f"{folder}: {name} is not what {source} gives; convert it again")
+    return f"source: {source} gives every one of them again, to the last bit"
+
+
+def options_of(card: modelfolder.Card) -> to_jax.Options:
+    """The flags that made a converted folder."""
+    made, norm = card.source, None
+    asked = made["statistics"] if made["statistics"] in STATISTICS else None
+    if made["statistics_folded_from"]:
+        seen = Statistics(tuple(card.preprocessing["mean"]), tuple(card.preprocessing["std"]))
+        norm = next(name for name, known in STATISTICS.items() if statistics.same(known, seen))
+    activation = made["activation"] if made["layout"] == "clip-openai" else None
+    return to_jax.Options(layout=made["layout"], activation=activation, statistics=asked, input_norm=norm)
+
+
+def _known_values(folder: Path, card: modelfolder.Card, image: Path) -> list[str]:
+    if card.architecture.get("image") != KNOWN_ARCH:
+        raise UserError(f"{folder}: the published values are of {KNOWN_ARCH}; leave --image out")
+    import PIL.Image
+
+    picture = pixels.open_image(image).convert("RGB").resize((224, 224), PIL.Image.Resampling.BILINEAR)
+    values = np.asarray(picture, np.float32) / 255
+    mean, std = (np.asarray(card.preprocessing[key], np.float32) for key in ("mean", "std"))
+    found = hc.load(folder, batch_size=1).image_features(((values - mean) / std)[None])[0, : len(KNOWN)]
+    rows = [
+        [place, f"{known:.6f}", f"{ours:.6f}", f"{abs(known - ours):.1e}"]
+        for place, (known, ours) in enumerate(zip(KNOWN, found, strict=True))
+    ]
+    far = bool(np.max(np.abs(found - np.array(KNOWN))) > KNOWN_WITHIN)
+    verdict = f"within {KNOWN_WITHIN:g}: {'NO, these are other weights or another image' if far else 'yes'}"
+    return [table(["value", "published", "ours", "difference"], rows), verdict]

@@ -1,0 +1,142 @@
+"""Model folders in transformers: they load strictly, compute the same, and come back to the last bit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from flax import nnx
+from PIL import Image
+from test_converters import DINOS, convert, ids, images, refused, run, small_sizes, to_torch, worst
+
+import hybridclip_jax as hc
+from hybridclip_jax import modelfolder, models, state
+from hybridclip_jax.config import CLIP_MEAN, CLIP_STD
+from hybridclip_jax.data.tokenizer import Tokenizer
+
+__all__ = ["small_sizes"]  # the fixture that puts the small towers into the tables
+
+WITHIN = 1e-5
+
+
+def folder(
+    path: Path, kind: str = "dual", image: str = "test", context: int = 77, text: str = "test_text", size: int = 224
+) -> Path:
+    """A model folder with random weights."""
+    spec = models.DualSpec(image, text, context=context, embed_dim=48)
+    _, params, stats = state.abstract(lambda: models.build(spec, models.Numerics(), nnx.Rngs(0)))
+    rng = np.random.default_rng(0)
+    values = {
+        name: np.asarray(float(name.endswith("scale")) + 0.1 * rng.normal(size=leaf.shape), np.float32)
+        for name, leaf in {**params, **stats}.items()
+    }
+    whole = {"image": image, "text": text, "context": context, "embed_dim": 48}
+    held = {"dual": tuple(whole), "image": ("image",), "text": ("text", "context", "embed_dim")}[kind]
+    card = modelfolder.Card(
+        kind=kind,
+        architecture={key: whole[key] for key in held},
+        preprocessing={
+            "image_size": size,
+            "mean": list(CLIP_MEAN),
+            "std": list(CLIP_STD),
+            "resize": "bicubic",
+            "scale": "uint8 / 255",
+            "store": {"resize": "pad", "colour": False},
+        },
+        tokenizer=Tokenizer(models.TEXT_ENCODERS[text][1].vocab_size).card(),
+        source={},
+        licence="MIT",
+    )
+    modelfolder.save(path, values, card)
+    return path
+
+
+def exported(source: Path, out: Path, name: str) -> Any:
+    """The torch model of an exported folder, loaded strictly."""
+    assert run("to-hf", source, "--out", out) == 0
+    model, found = getattr(transformers, name).from_pretrained(out, output_loading_info=True)
+    assert not any(found.values()), found
+    return model.eval()
+
+
+def assert_alike(source: Path, image: Any, text: Any, side: int = 64) -> None:
+    """`image` and `text` give the projected embeddings of torch tensors."""
+    ours, (params, _) = hc.load(source, batch_size=2), modelfolder.load(source)
+    x, tokens = images(side, side), ids(24)
+    with torch.no_grad():
+        theirs = [image(to_torch(x)).numpy(), text(torch.from_numpy(tokens).long()).numpy()]
+    found = ours.image_features(x) @ params["image_projection/kernel"]
+    assert worst(found, theirs[0]) < WITHIN * max(1.0, float(np.abs(found).max()))
+    found = ours.text_features(tokens) @ params["text_projection/kernel"]
+    assert worst(found, theirs[1]) < WITHIN * max(1.0, float(np.abs(found).max()))
+
+
+def assert_comes_back(source: Path, out: Path, back: Path) -> None:
+    convert(out, back)
+    (params, card), (again, card_again) = modelfolder.load(source), modelfolder.load(back)
+    assert params.keys() == again.keys()
+    assert all(np.array_equal(params[name], again[name]) for name in params)
+    assert card.architecture == card_again.architecture
+    assert card.kind == "text" or card.preprocessing["mean"] == card_again.preprocessing["mean"]
+
+
+@pytest.mark.parametrize("context", [77, 512])
+@pytest.mark.parametrize("image", DINOS)
+def test_the_hybrid_goes_and_comes_back(image: str, context: int, tmp_path: Path) -> None:
+    source = folder(tmp_path / "ours", image=image, context=context)
+    model = exported(source, tmp_path / "theirs", "VisionTextDualEncoderModel")
+    assert model.config.text_config.max_position_embeddings == context
+    assert_alike(
+        source,
+        lambda x: model.visual_projection(model.vision_model(x).pooler_output),
+        lambda tokens: model.text_projection(model.text_model(tokens).pooler_output),
+    )
+    assert_comes_back(source, tmp_path / "theirs", tmp_path / "back")
+
+
+def test_a_clip_goes_and_comes_back(tmp_path: Path) -> None:
+    source = folder(tmp_path / "ours", image="test_vit", size=48)
+    model = exported(source, tmp_path / "theirs", "CLIPModel")
+    assert_alike(
+        source,
+        lambda x: model.visual_projection(model.vision_model(x).pooler_output),
+        lambda tokens: model.text_projection(model.text_model(tokens).pooler_output),
+        side=48,
+    )
+    assert_comes_back(source, tmp_path / "theirs", tmp_path / "back")
+
+
+@pytest.mark.parametrize(("kind", "name"), [("image", "DINOv3ViTModel"), ("text", "CLIPTextModelWithProjection")])
+def test_a_tower_alone_goes_and_comes_back(kind: str, name: str, tmp_path: Path) -> None:
+    source = folder(tmp_path / "ours", kind=kind)
+    exported(source, tmp_path / "theirs", name)
+    assert_comes_back(source, tmp_path / "theirs", tmp_path / "back")
+
+
+def test_what_transformers_has_no_model_for_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = folder(tmp_path / "ours", kind="image", image="test_vit", size=48)
+    assert "transformers has no model for test_vit" in refused(capsys, "to-hf", source, "--out", tmp_path / "out")
+    source = folder(tmp_path / "text", kind="text")
+    assert run("to-hf", source, "--out", tmp_path / "out") == 0
+    assert "exists already" in refused(capsys, "to-hf", source, "--out", tmp_path / "out")
+    assert "not a model folder" in refused(capsys, "to-hf", tmp_path, "--out", tmp_path / "other")
+
+
+def test_the_tokenizer_and_the_image_rules_come_along(tmp_path: Path) -> None:
+    source = folder(tmp_path / "ours", text="clip_text_tiny")
+    assert run("to-hf", source, "--out", tmp_path / "theirs") == 0
+    tokenizer = transformers.CLIPTokenizer.from_pretrained(tmp_path / "theirs")
+    ours = Tokenizer(4000)
+    for text in ("no acute cardiopulmonary process", "2.5 cm nodule, right-upper lobe!", "", "ümlaut µm"):
+        wanted = [ours.sot, *ours.encode(text), ours.eot]
+        assert tokenizer(text)["input_ids"] == wanted
+    assert tokenizer.model_max_length == 77
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (320, 320), np.uint8))
+    processor = transformers.CLIPImageProcessor.from_pretrained(tmp_path / "theirs")
+    theirs = np.asarray(processor(picture, return_tensors="np")["pixel_values"])[0].transpose(1, 2, 0)
+    small = np.asarray(picture.resize((224, 224), Image.Resampling.BICUBIC), np.float32)[..., None] / 255
+    assert worst(theirs, (small - np.float32(CLIP_MEAN)) / np.float32(CLIP_STD)) < 2e-6
