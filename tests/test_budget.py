@@ -102,6 +102,27 @@ def test_activations_are_what_the_compiled_step_holds(monkeypatch: pytest.Monkey
     assert budget.activation_bytes(made, build.model(made), 1) < 0.5 * held
 
 
+# name, side -> the image tower's parameters: those of the published models without their projections.
+TOWERS = {("clip_vitb32", 224): "87.5 M", ("clip_rn50", 224): "36.2 M"}
+
+
+@pytest.mark.parametrize("tower", TOWERS, ids=lambda tower: tower[0])
+def test_towers_of_other_kinds_have_a_budget(tower: tuple[str, int]) -> None:
+    name, side = tower
+    made = small(model__image__arch=name, data__image_size=side)
+    assert not list(config.validate(made))
+    text = render(made, "v100", 1)
+    assert cells(text, "image")[1] == TOWERS[tower]
+    model = build.model(made)
+    kept = budget.activation_bytes(made, model, 1)
+    remat = small(model__image__arch=name, data__image_size=side, compute__remat=True)
+    assert budget.activation_bytes(remat, build.model(remat), 1) < 0.5 * kept
+    frozen = small(
+        model__image__arch=name, data__image_size=side, optim__groups=(("image/.*", 0.0, 1.0), (".*", 1.0, 1.0))
+    )
+    assert budget.activation_bytes(frozen, build.model(frozen), 1) < 0.1 * kept
+
+
 def test_adam_holds_two_moments_and_fsdp_divides() -> None:
     made = config.load(RECIPE)
     made.optim.name = "adamw"

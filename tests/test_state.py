@@ -65,6 +65,37 @@ def test_a_gated_tower_names_its_three_kernels() -> None:
     assert found == {f"{part}/{leaf}" for part in ("gate", "up", "down") for leaf in ("kernel", "bias")}
 
 
+def names_of_a_tower(name: str, config: Any) -> tuple[set[str], set[str]]:
+    """(parameters, statistics)."""
+    tower = models.IMAGE_ENCODERS[name][0]
+    _, params, stats = state.abstract(lambda: tower(config, models.Numerics(), nnx.Rngs(0)))
+    return set(params), set(stats)
+
+
+def test_clips_vit_names_its_own_embeddings_and_every_bias() -> None:
+    config = models.ClipVitConfig(width=8, depth=2, heads=1, mlp_hidden=8, patch=8, image_size=16)
+    block = {f"{part}/{leaf}" for part in ("norm1", "norm2") for leaf in ("scale", "bias")}
+    layers = ("attn/q", "attn/k", "attn/v", "attn/out", "mlp/fc1", "mlp/fc2")
+    block |= {f"{layer}/{leaf}" for layer in layers for leaf in ("kernel", "bias")}
+    wanted = {"class_embedding", "pos_embedding", "patch_embed/kernel"}
+    wanted |= {f"{norm}/{leaf}" for norm in ("norm", "norm_pre") for leaf in ("scale", "bias")}
+    wanted |= {f"blocks/{i}/{name}" for i in range(2) for name in block}
+    assert names_of_a_tower("clip_vitb32", config) == (wanted, set())
+
+
+def test_clips_resnet_numbers_its_blocks_through_and_keeps_statistics_apart() -> None:
+    config = models.ClipResNetConfig(width=4, depths=(2, 1, 1, 1), heads=2, image_size=32)
+    convs = {f"stem/conv{n}": f"stem/norm{n}" for n in (1, 2, 3)}
+    convs |= {f"blocks/{i}/conv{n}": f"blocks/{i}/norm{n}" for i in range(5) for n in (1, 2, 3)}
+    convs |= {f"blocks/{i}/downsample/conv": f"blocks/{i}/downsample/norm" for i in (0, 2, 3, 4)}
+    wanted = {f"{conv}/kernel" for conv in convs} | {
+        f"{n}/{leaf}" for n in convs.values() for leaf in ("scale", "bias")
+    }
+    wanted |= {f"attn_pool/{part}/{leaf}" for part in "qkv" for leaf in ("kernel", "bias")}
+    stats = {f"{norm}/{leaf}" for norm in convs.values() for leaf in ("mean", "var")}
+    assert names_of_a_tower("clip_rn50", config) == (wanted | {"attn_pool/pos_embedding"}, stats)
+
+
 def test_split_and_bind_are_inverse() -> None:
     module = Head(nnx.Rngs(0))
     module.norm.mean[...] = jnp.arange(4.0)
@@ -74,6 +105,7 @@ def test_split_and_bind_are_inverse() -> None:
     assert "layers/10/kernel" in params, "the eleventh layer is not confused with the second"
     back = state.bind(static, params, stats)
     np.testing.assert_array_equal(back(x), module(x))
+    np.testing.assert_array_equal(state.bind(static, {**params, **stats})(x), module(x))
     again = state.split(back)
     assert jax.tree.map(lambda a, b: bool((a == b).all()), again[1:], (params, stats)) == jax.tree.map(
         lambda _: True, (params, stats)
