@@ -15,6 +15,7 @@ import numpy as np
 import published as owners
 import pytest
 import torch
+import torch_resnet
 import transformers
 
 import hybridclip_jax as hc
@@ -23,6 +24,7 @@ from converters import published, statistics
 from converters.statistics import STATISTICS
 from hybridclip_jax import modelfolder, models
 from hybridclip_jax.inference import LoadedModel
+from hybridclip_jax.models.clip_resnet import CLIP_RESNET_SIZES, ClipResNetConfig, ModifiedResNet
 from hybridclip_jax.models.clip_text import CLIP_TEXT_SIZES, ClipText, ClipTextConfig
 from hybridclip_jax.models.clip_vit import CLIP_VIT_SIZES, ClipVit, ClipVitConfig
 from hybridclip_jax.models.dinov3 import DINOV3_SIZES, DinoV3, DinoV3Config
@@ -34,6 +36,7 @@ DINOS = {
     "test_gated": DinoV3Config(width=64, depth=2, heads=2, mlp_hidden=128, gated=True),
     "test_no_bias": DinoV3Config(width=64, depth=2, heads=2, mlp_hidden=192, gated=True, qv_bias=False),
 }
+RESNET = ClipResNetConfig(width=8, depths=(1, 2, 1, 1), heads=4, image_size=64)
 VIT = ClipVitConfig(width=64, depth=2, heads=1, mlp_hidden=256, patch=16, image_size=48)
 TEXT = ClipTextConfig(width=64, depth=2, heads=2, mlp_hidden=128, vocab_size=owners.VOCABULARY)
 
@@ -45,6 +48,8 @@ def small_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(models.IMAGE_ENCODERS, name, (DinoV3, sizes))
     monkeypatch.setitem(CLIP_VIT_SIZES, "test_vit", VIT)
     monkeypatch.setitem(models.IMAGE_ENCODERS, "test_vit", (ClipVit, VIT))
+    monkeypatch.setitem(CLIP_RESNET_SIZES, "test_rn", RESNET)
+    monkeypatch.setitem(models.IMAGE_ENCODERS, "test_rn", (ModifiedResNet, RESNET))
     monkeypatch.setitem(CLIP_TEXT_SIZES, "test_text", TEXT)
     monkeypatch.setitem(models.TEXT_ENCODERS, "test_text", (ClipText, TEXT))
 
@@ -235,6 +240,21 @@ def test_a_text_tower_alone(context: int, tmp_path: Path) -> None:
     with torch.no_grad():
         text = model(torch.from_numpy(ids()).long()).text_embeds.numpy()
     assert worst(found.text_features(ids()) @ params["text_projection/kernel"], text) < TOLERANCE
+
+
+def test_a_clip_with_a_resnet_equals_torch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    visual = torch_resnet.ModifiedResNet(RESNET, owners.EMBED)
+    torch_resnet.randomise(visual, "mild", RESNET.image_size)
+    visual.eval()
+    text = {name: value for name, value in owners.openai(owners.clip()).items() if not name.startswith("visual.")}
+    torch.save({**text, **{f"visual.{name}": v for name, v in visual.state_dict().items()}}, tmp_path / "rn.pt")
+    found = convert(tmp_path / "rn.pt", tmp_path / "out", *QUICK)
+    assert "num_batches_tracked and" in capsys.readouterr().out
+    params, x = modelfolder.load(tmp_path / "out")[0], images(64, 64)
+    with torch.no_grad():
+        wanted = visual(to_torch(x)).numpy()
+    image = found.image_features(x) @ params["image_projection/kernel"] + params["image_projection/bias"]
+    assert worst(image, wanted) < TOLERANCE * max(1.0, float(np.abs(wanted).max()))
 
 
 @pytest.mark.parametrize("name", ["text_projection", "visual.proj"])

@@ -347,6 +347,23 @@ def test_one_tensor_costs_its_own_memory(form: Callable[[Any, Path], None], tmp_
         assert peak <= most * n_bytes + chunk + 200_000, f"{name} took {peak} bytes"
 
 
+def test_a_view_of_a_deflated_storage_may_begin_and_end_anywhere(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    base = torch.randn(torch_zip.CHUNK)  # four chunks, of which each holds 65,536 numbers
+    cuts = [
+        (0, 1),
+        (0, 65_536),
+        (65_535, 65_537),
+        (70_000, 140_000),
+        (65_536, 131_072),
+        (1, 262_144),
+        (262_143, 262_144),
+    ]
+    obj = {"base": base, **{str(cut): base[slice(*cut)] for cut in cuts}}
+    deflated(obj, tmp_path / "views.pt")
+    assert_same(torch_file.read(tmp_path / "views.pt"), obj)
+
+
 def test_a_file_that_changes_after_opening_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "weights.pt"
     torch.save({"a": torch.ones(8)}, path)
