@@ -131,7 +131,11 @@ def _file(path: Path) -> Source:
         config, preprocessor = (_json(path.parent / name) for name in ("config.json", "preprocessor_config.json"))
         return Source(str(path), _safetensors(path), (path,), config, preprocessor)
     tree = torch_file.read(path)
-    return Source(str(path), torch_file.state_dict(tree), (path,), torchscript=isinstance(tree, torch_file.Module))
+    try:
+        tensors = torch_file.state_dict(tree)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    return Source(str(path), tensors, (path,), torchscript=isinstance(tree, torch_file.Module))
 
 
 def _safetensors(path: Path) -> dict[str, Tensor]:

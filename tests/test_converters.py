@@ -373,6 +373,8 @@ def test_sources_that_are_none(tmp_path: Path, capsys: pytest.CaptureFixture[str
     out = ("--out", tmp_path / "out")
     assert "no such file or folder" in refused(capsys, "to-jax", tmp_path / "none.pt", *out)
     assert "no model.safetensors in it" in refused(capsys, "to-jax", tmp_path, *out)
+    torch.save({"epoch": 3}, tmp_path / "empty.pt")
+    assert f"{tmp_path}/empty.pt: " in refused(capsys, "to-jax", tmp_path / "empty.pt", *out)
     (tmp_path / "cut.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{")
     assert "damaged or not safetensors" in refused(capsys, "to-jax", tmp_path / "cut.safetensors", *out)
     import huggingface_hub.constants
