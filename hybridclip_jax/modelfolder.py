@@ -25,6 +25,10 @@ TOWERS = {
     "text": ("text/", "text_projection/"),
 }
 
+PATCH_BIAS = "image/patch_embed/bias"
+SET_STATISTICS = "; set data.mean and data.std to the folder's"
+FOLD = "; convert it with `python -m converters to-jax SRC --out DIR --input-norm clip`, or set data.mean and data.std"
+
 
 @dataclasses.dataclass(frozen=True)
 class Card:
@@ -151,7 +155,10 @@ def tower(
     if found != arch:
         raise UserError(f"{folder}: architecture {found}, but model.{which}.arch = {arch}")
     if which == "image":
-        _same(folder, "data", card.preprocessing, preprocessing, ("mean", "std"))
+        # Only a patch embedding with a bias can take the difference up.
+        foldable = PATCH_BIAS in params
+        remedy = FOLD if foldable else SET_STATISTICS
+        _same(folder, "data", card.preprocessing, preprocessing, ("mean", "std"), remedy)
     else:
         _same(folder, "tokenizer", card.tokenizer, tokenizer, tuple(tokenizer))
     prefixes = TOWERS[which]
@@ -183,16 +190,16 @@ def extract(folder: str | Path, which: str, out: Path, licence: str | None = Non
 
 
 def _same(
-    folder: str | Path, where: str, card: Mapping[str, Any], run: Mapping[str, Any], keys: tuple[str, ...]
+    folder: str | Path,
+    where: str,
+    card: Mapping[str, Any],
+    run: Mapping[str, Any],
+    keys: tuple[str, ...],
+    remedy: str = "",
 ) -> None:
     for key in keys:
         ours = list(run[key]) if isinstance(run[key], tuple) else run[key]
         if card.get(key) != ours:
-            remedy = (
-                "; fold the difference in with `python -m converters to-jax SRC --out DIR --input-norm clip`, or set "
-                "data.mean and data.std to the folder's"
-            )
             raise UserError(
-                f"{folder}: was made with {key} = {card.get(key)}, this run has {where}.{key} = {ours}"
-                + (remedy if where == "data" else "")
+                f"{folder}: was made with {key} = {card.get(key)}, this run has {where}.{key} = {ours}{remedy}"
             )

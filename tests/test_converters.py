@@ -23,6 +23,7 @@ from converters import __main__ as command
 from converters import published, statistics
 from converters.statistics import STATISTICS
 from hybridclip_jax import modelfolder, models
+from hybridclip_jax.errors import UserError
 from hybridclip_jax.inference import LoadedModel
 from hybridclip_jax.models.clip_resnet import CLIP_RESNET_SIZES, ClipResNetConfig, ModifiedResNet
 from hybridclip_jax.models.clip_text import CLIP_TEXT_SIZES, ClipText, ClipTextConfig
@@ -284,6 +285,11 @@ def test_a_folded_tower_sees_what_it_was_trained_to_see(tmp_path: Path, capsys: 
     assert worst(plain.image_features(normalised(pixels, "clip")), wanted) > 1e-3, "else nothing was to be folded"
     assert folded.card.preprocessing["mean"] == list(STATISTICS["clip"].mean)
     assert folded.card.source["statistics_folded_from"]["mean"] == list(STATISTICS["imagenet"].mean)
+    recipe = {"mean": STATISTICS["clip"].mean, "std": STATISTICS["clip"].std}
+    with pytest.raises(
+        UserError, match="convert it with `python -m converters to-jax SRC --out DIR --input-norm clip`"
+    ):
+        modelfolder.tower(tmp_path / "plain", "image", {}, arch="test", preprocessing=recipe, tokenizer={})
     assert run("to-hf", tmp_path / "folded", "--out", tmp_path / "back") == 0
     error = refused(capsys, "to-jax", tmp_path / "back", "--out", tmp_path / "twice", "--input-norm", "clip")
     assert "already takes images of that mean and std (trained with them, or folded before)" in error

@@ -202,10 +202,6 @@ def test_the_runs_own_card_may_hold_tuples(folder: Path) -> None:
     assert take(folder, "image", preprocessing={"mean": CLIP_MEAN, "std": CLIP_STD, "image_size": 224})
 
 
-FOLD = (
-    "; fold the difference in with `python -m converters to-jax SRC --out DIR --input-norm clip`, or set data.mean and "
-    "data.std to the folder's"
-)
 OTHER_TOKENIZER = Tokenizer(VOCABULARY - 96).card()
 MISMATCHES: dict[str, tuple[str, dict[str, Any], str]] = {
     "architecture": (
@@ -221,12 +217,12 @@ MISMATCHES: dict[str, tuple[str, dict[str, Any], str]] = {
     "mean": (
         "image",
         {"preprocessing": PREPROCESSING | {"mean": (0.5, 0.5, 0.5)}},
-        f"was made with mean = {list(CLIP_MEAN)}, this run has data.mean = [0.5, 0.5, 0.5]{FOLD}",
+        f"was made with mean = {list(CLIP_MEAN)}, this run has data.mean = [0.5, 0.5, 0.5]{modelfolder.SET_STATISTICS}",
     ),
     "std": (
         "image",
         {"preprocessing": PREPROCESSING | {"std": (0.25, 0.25, 0.25)}},
-        f"was made with std = {list(CLIP_STD)}, this run has data.std = [0.25, 0.25, 0.25]{FOLD}",
+        f"was made with std = {list(CLIP_STD)}, this run has data.std = [0.25, 0.25, 0.25]{modelfolder.SET_STATISTICS}",
     ),
     "tokenizer": (
         "text",
