@@ -167,6 +167,7 @@ def test_clip_vit_equals_transformers(init: str) -> None:
     assert told(f"clip vit, tiny, {init}", differences) < TOLERANCE[init]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("init", TOLERANCE)
 def test_a_clip_vit_of_full_size_equals_transformers(init: str) -> None:
     """Each layer on what theirs gave it: twelve of peaked attention part torch's own float32 from float64 by 2e-3."""
@@ -187,7 +188,10 @@ def test_a_clip_vit_of_full_size_equals_transformers(init: str) -> None:
     assert told(f"clip vit, B/32, {init}", differences) < TOLERANCE[init]
 
 
-@pytest.mark.parametrize("sizes", [RESNET, models.IMAGE_ENCODERS["clip_rn50"][1]], ids=["tiny", "RN50"])
+RN50 = pytest.param(models.IMAGE_ENCODERS["clip_rn50"][1], marks=pytest.mark.slow, id="RN50")
+
+
+@pytest.mark.parametrize("sizes", [pytest.param(RESNET, id="tiny"), RN50])
 def test_modified_resnet_equals_torch(sizes: ClipResNetConfig) -> None:
     for init, tolerance in TOLERANCE.items():
         x = images(sizes.image_size, sizes.image_size)

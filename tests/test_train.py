@@ -352,9 +352,10 @@ def test_three_non_finite_steps_in_a_row_end_the_run(config_file: Path, tmp_path
 
 
 def test_a_run_at_chance_is_told_so_and_can_be_stopped(
-    config_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    config_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stuck = ["steps=501", "eval_every=500", "checkpoint.every=500", "log_every=25", "optim.learning_rate=0.0"]
+    monkeypatch.setattr(train, "CHANCE_WINDOW", 100)
+    stuck = ["steps=101", "eval_every=100", "checkpoint.every=100", "log_every=5", "optim.learning_rate=0.0"]
     stuck += ["data.image_size=32", "model.text.context=32", "mesh.data=1"]
     run(config_file, tmp_path / "warned", *stuck)
     assert "is at chance (ln 16 = 2.773)" in capsys.readouterr().out
