@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
@@ -29,6 +28,4 @@ def match(source: Source, what: str, table: Mapping[str, Sizes], found: Mapping[
     if len(fits) != 1:
         said = ", ".join(f"{field} {value}" for field, value in found.items())
         raise UserError(f"{source.name}: a {what} of {said} is none of {', '.join(table)}")
-    name, sizes = fits[0]
-    assert dataclasses.is_dataclass(sizes)
-    return name, sizes
+    return fits[0]

@@ -44,9 +44,8 @@ def of(source: Source, usual: str, asked: str | None) -> tuple[Statistics, str]:
         return STATISTICS[asked], f"--statistics {asked}"
     if stated is not None:
         return stated, "its preprocessor_config.json"
-    for name in ("sat493m",):
-        if name in source.name:
-            return STATISTICS[name], f"its name ({name})"
+    if "sat493m" in source.name:
+        return STATISTICS["sat493m"], "its name (sat493m)"
     return STATISTICS[usual], f"the layout ({usual}; another is given with --statistics)"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,7 @@ def export(folder: Path, out: Path) -> str:
     arrays = {item.stored: item.way.join([params[name] for name in item.names]) for item in made.leaves}
     arrays |= {name: np.zeros(shape, np.float32) for name, shape in made.zeros.items()}
     partial = out.with_name(f"{out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)  # what a kill left of an earlier attempt
     partial.mkdir(parents=True)
     held = {name: np.asarray(array, order="C") for name, array in arrays.items()}
     save_file(held, partial / "model.safetensors", metadata={"format": "pt"})

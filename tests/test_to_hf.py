@@ -121,6 +121,7 @@ def test_what_transformers_has_no_model_for_is_refused(tmp_path: Path, capsys: p
     source = folder(tmp_path / "ours", kind="image", image="test_vit", size=48)
     assert "transformers has no model for test_vit" in refused(capsys, "to-hf", source, "--out", tmp_path / "out")
     source = folder(tmp_path / "text", kind="text")
+    (tmp_path / "out.partial").mkdir()
     assert run("to-hf", source, "--out", tmp_path / "out") == 0
     assert "exists already" in refused(capsys, "to-hf", source, "--out", tmp_path / "out")
     assert "not a model folder" in refused(capsys, "to-hf", tmp_path, "--out", tmp_path / "other")

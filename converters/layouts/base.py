@@ -80,8 +80,8 @@ def linear(stored: str, name: str, *, bias: bool = True) -> list[Leaf]:
 class Plan:
     """All that a conversion does: leaves, stored arrays left out and parameters made up (each with why), the card.
 
-    architecture: as in a model folder's card. trained_with: a name in `statistics.STATISTICS`, what the source's images
-    were normalised with, and `said_by` who says so.
+    architecture: as in a model folder's card. trained_with: a name in `statistics.STATISTICS`, what images of this
+    layout's models are usually normalised with.
     """
 
     kind: str

@@ -54,7 +54,7 @@ def _hub_blocks(prefix: str, tower: str, depth: int) -> list[Leaf]:
     return found
 
 
-def openai_blocks(prefix: str, tower: str, depth: int) -> list[Leaf]:
+def _openai_blocks(prefix: str, tower: str, depth: int) -> list[Leaf]:
     found = []
     for i in range(depth):
         stored, name = f"{prefix}resblocks.{i}", f"{tower}/blocks/{i}"
@@ -134,7 +134,7 @@ def plan_openai(source: Source) -> Plan:
     keys = source.tensors
     text, depth = _openai_text(source)
     image, leaves, left_out = _openai_vit(source) if "visual.proj" in keys else _openai_resnet(source)
-    leaves += openai_blocks("transformer.", "text", depth)
+    leaves += _openai_blocks("transformer.", "text", depth)
     leaves += [
         leaf("token_embedding.weight", "text/token_embedding"),
         leaf("positional_embedding", "text/pos_embedding"),
@@ -180,7 +180,7 @@ def _openai_vit(source: Source) -> tuple[str, list[Leaf], dict[str, str]]:
         *norm("visual.ln_pre", "image/norm_pre"),
         *norm("visual.ln_post", "image/norm"),
         leaf("visual.proj", "image_projection/kernel"),
-        *openai_blocks("visual.transformer.", "image", depth),
+        *_openai_blocks("visual.transformer.", "image", depth),
     ]
     return name, leaves, {}
 
