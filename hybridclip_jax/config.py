@@ -88,6 +88,10 @@ def default() -> ConfigDict:
                 "mean": CLIP_MEAN,
                 "std": CLIP_STD,
                 "sampler": "shuffle",
+                # folder on a disk of this computer that stores are copied to and read from, such as $TMPDIR; "": none
+                "stage_dir": "",
+                # True: train although an evaluation's patients or images are trained on too; the run says so
+                "allow_overlap": False,
                 # 0: the whole text; k: 1 to k sentences of it, drawn anew each epoch
                 "sentences": 0,
             },

@@ -15,9 +15,9 @@ from PIL import Image
 
 from hybridclip_jax import modelfolder, models, state, step
 from hybridclip_jax.data import pixels, transforms
-from hybridclip_jax.data.formats.base import RecordError
 from hybridclip_jax.data.loader import width_for
 from hybridclip_jax.data.store import SIDE
+from hybridclip_jax.data.study import RecordError
 from hybridclip_jax.data.tokenizer import Tokenizer
 from hybridclip_jax.errors import UserError
 from hybridclip_jax.models.layers import l2_normalize

@@ -246,6 +246,27 @@ class Progress:
         self.stream.flush()
 
 
+class Bars:
+    """One bar after the other, each begun when its label is told of first. A total may grow. Counts `unit`s."""
+
+    def __init__(self, unit: str) -> None:
+        self._unit = unit
+        self._bar: Progress | None = None
+
+    def __call__(self, label: str, done: int, total: int) -> None:
+        if self._bar is None or self._bar.label != label:
+            self.close()
+            self._bar = Progress(total, label, self._unit, initial=done)
+        self._bar.total = total
+        self._bar.update(done)
+
+    def close(self) -> None:
+        """Leaves the last bar as it is, on its own line."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+
 def duration(seconds: float) -> str:
     """Seconds in words: 42 s, 6 min 05 s, 3 h 20 min, 2 d 04 h."""
     s = max(round(seconds), 0)

@@ -14,8 +14,8 @@ from hybridclip_jax.errors import StorageError, UserError
 
 CONFIG, LOCK = "config.json", ".lock"
 METRICS, CHECKPOINTS = "metrics.jsonl", "checkpoints"
-# Fields that may differ between attempts: a run may move to other devices, or be told to go on at chance.
-MAY_CHANGE = ("mesh.", "watchdog.")
+# Fields that may differ between attempts: a run may move to other devices and disks, or be told to go on at chance.
+MAY_CHANGE = ("mesh.", "watchdog.", "data.stage_dir")
 
 
 def refuse_another(workdir: Path, config_text: str) -> None:

@@ -249,7 +249,12 @@ def test_requirements_name_the_ten_packages_of_the_project_with_ranges() -> None
 
 
 def test_every_package_that_is_imported_is_required() -> None:
-    distribution = {"PIL": "pillow", "absl": "absl-py", "orbax": "orbax-checkpoint"}
+    distribution = {
+        "PIL": "pillow",
+        "absl": "absl-py",
+        "orbax": "orbax-checkpoint",
+        "tensorflow_datasets": "tensorflow-datasets",
+    }
     roots = set(
         itertools.chain.from_iterable(
             {target.split(".")[0] for target in imports(name, path)} for name, path in ALL.items()

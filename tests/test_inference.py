@@ -108,7 +108,7 @@ def test_equal_pixels_give_equal_embeddings_however_they_come(model: LoadedModel
 def test_an_image_is_prepared_as_in_a_store_and_normalised(model: LoadedModel) -> None:
     """The whole path again by hand: pad to a square, 320 px, 64 px, three channels, mean and deviation, tower."""
     grey = picture()
-    inner = Image.fromarray(grey).resize((320, round(70 * 320 / 90)), Image.Resampling.BICUBIC)
+    inner = Image.fromarray(grey).resize((320, int(70 * 320 / 90)), Image.Resampling.LANCZOS)
     square = Image.new("L", (320, 320))
     square.paste(inner, (0, (320 - inner.height) // 2))
     small = np.asarray(square.resize((SIDE, SIDE), Image.Resampling.BICUBIC), np.float64)

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hybridclip_jax.data.formats.base import Source, Study
 from hybridclip_jax.data.formats.phantom import FORMAT
 from hybridclip_jax.data.phantom import phantom
 from hybridclip_jax.data.phantom_findings import (
@@ -27,6 +26,7 @@ from hybridclip_jax.data.phantom_findings import (
 )
 from hybridclip_jax.data.phantom_report import meaning, report, text_of
 from hybridclip_jax.data.sentences import split_sentences
+from hybridclip_jax.data.study import Source, Study
 from hybridclip_jax.data.tokenizer import Tokenizer
 from hybridclip_jax.errors import UserError
 

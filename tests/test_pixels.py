@@ -13,7 +13,7 @@ import PIL.Image
 import pytest
 
 from hybridclip_jax.data import pixels
-from hybridclip_jax.data.formats.base import RecordError
+from hybridclip_jax.data.study import RecordError
 
 SIDE = 320
 
@@ -54,12 +54,52 @@ def test_pad_keeps_the_aspect_and_centres(tmp_path: Path) -> None:
     np.testing.assert_array_equal(tall, wide.transpose(1, 0, 2))
 
 
-def test_pad_is_pillow_bicubic_of_the_whole_picture(tmp_path: Path) -> None:
-    values = picture(500, 400)
-    expected = np.zeros((SIDE, SIDE), np.uint8)
-    small = PIL.Image.fromarray(values).resize((320, 256), PIL.Image.Resampling.BICUBIC)
-    expected[32:288] = np.asarray(small)
-    np.testing.assert_array_equal(grey(save(tmp_path / "a.png", values))[..., 0], expected)
+def lanczos_line(length: int, inner: int) -> np.ndarray:
+    """float64 [inner, length]: Lanczos of three lobes, widened by the scale and cut at the edges."""
+    scale = max(length / inner, 1.0)
+    centres = (np.arange(inner)[:, None] + 0.5) * length / inner
+    x = (np.arange(length)[None] + 0.5 - centres) / scale
+    weights = np.where(np.abs(x) < 3, np.sinc(x) * np.sinc(x / 3), 0.0)
+    return weights / weights.sum(axis=1, keepdims=True)
+
+
+def chexzero(values: np.ndarray) -> np.ndarray:
+    """uint8 [320, 320] of grey values [height, width]: CheXzero's preparation in NumPy alone. The longer side
+    becomes 320, both are cut to whole pixels, Lanczos, zeros around the picture, which stands in the middle.
+    """
+    height, width = values.shape
+    ratio = 320.0 / max(width, height)
+    inner_height, inner_width = int(height * ratio), int(width * ratio)
+    across = np.rint(values @ lanczos_line(width, inner_width).T).clip(0, 255)
+    small = np.rint(lanczos_line(height, inner_height) @ across).clip(0, 255)
+    square = np.zeros((320, 320), np.uint8)
+    top, left = (320 - inner_height) // 2, (320 - inner_width) // 2
+    square[top : top + inner_height, left : left + inner_width] = small
+    return square
+
+
+@pytest.mark.parametrize(
+    "size", [(500, 400), (254, 305), (1022, 1024), (303, 40), (77, 77), (100, 319), (321, 320), (2544, 3056)]
+)
+def test_pad_is_chexzeros_preparation(tmp_path: Path, size: tuple[int, int]) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, size[::-1], dtype=np.uint8)  # no smooth picture hides a shift
+    found = grey(save(tmp_path / "a.png", noise))[..., 0]
+    assert np.abs(found.astype(int) - chexzero(noise)).max() <= 1
+    # As published it reads three equal channels and turns grey at the end.
+    rgb = PIL.Image.fromarray(noise).convert("RGB")
+    ratio = 320.0 / max(size)
+    small = rgb.resize((int(size[0] * ratio), int(size[1] * ratio)), PIL.Image.Resampling.LANCZOS)
+    square = PIL.Image.new("L", (320, 320))
+    square.paste(small, ((320 - small.width) // 2, (320 - small.height) // 2))
+    np.testing.assert_array_equal(found, np.asarray(square))
+
+
+def test_crop_is_the_middle_of_the_picture_at_its_shorter_side(tmp_path: Path) -> None:
+    values = picture(800, 500)
+    whole = PIL.Image.fromarray(values).resize((512, 320), PIL.Image.Resampling.LANCZOS)
+    middle = np.asarray(whole.crop((96, 0, 416, 320))).astype(int)
+    found = grey(save(tmp_path / "a.png", values), "crop")[..., 0]
+    assert np.abs(found - middle)[:, 6:-6].max() <= 1  # at the cut edge nothing beyond it is seen
 
 
 def test_a_320_square_is_kept_to_the_last_bit(tmp_path: Path) -> None:
@@ -179,6 +219,20 @@ def test_content_decides_and_not_the_name(tmp_path: Path) -> None:
     PIL.Image.fromarray(values).save(buffer, "PNG")
     (tmp_path / "a.jpg").write_bytes(buffer.getvalue())
     np.testing.assert_array_equal(grey(tmp_path / "a.jpg")[..., 0], values)
+
+
+def test_bytes_in_memory_are_read_as_files_are(tmp_path: Path) -> None:
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6
+    for name, options in (("a.png", {}), ("a.jpg", {"exif": exif, "progressive": True}), ("a.tiff", {"exif": exif})):
+        path = save(tmp_path / name, picture(60, 40), **options)
+        found = pixels.store_pixels(pixels.open_bytes(path.read_bytes()), side=SIDE, channels=1, resize="pad")
+        np.testing.assert_array_equal(found, grey(path))
+    for raw, why in ((b"", "empty image file"), (b"<html>", "not an image of a known type")):
+        with pytest.raises(RecordError, match=why):
+            pixels.open_bytes(raw)
+    with pytest.raises(RecordError, match="truncated or damaged image"):
+        pixels.open_bytes((tmp_path / "a.jpg").read_bytes()[:-300])
 
 
 def test_files_that_are_no_images(tmp_path: Path) -> None:

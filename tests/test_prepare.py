@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import argparse
 import csv
+import dataclasses
 import json
 import os
 import re
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -21,13 +18,17 @@ import pytest
 
 from hybridclip_jax.commands import prepare as command
 from hybridclip_jax.data import workers
-from hybridclip_jax.data.formats import FORMATS
+from hybridclip_jax.data.formats import FORMATS, Source, Study
+from hybridclip_jax.data.loader import TrainStream
+from hybridclip_jax.data.pixels import lazy
+from hybridclip_jax.data.plan import Options, Outcome
+from hybridclip_jax.data.prepare import prepare as prepare_store
 from hybridclip_jax.data.splits import parse_shares
 from hybridclip_jax.data.store import Store, check_comparable, patient_overlap
 from hybridclip_jax.data.tokenizer import Tokenizer
-from hybridclip_jax.errors import UserError, run_or_exit
+from hybridclip_jax.errors import RunStopped, UserError, run_or_exit
 
-ROOT = Path(__file__).parents[1]
+RAW = argparse.RawDescriptionHelpFormatter
 
 
 def prepare(*arguments: object) -> int:
@@ -117,7 +118,7 @@ def test_columns_are_found_listed_and_kept(tmp_path: Path, capsys: pytest.Captur
     assert store.manifest["preprocessing"]["resize"] == "pad"
     store.verify()
     expected = np.asarray(
-        PIL.Image.open(tmp_path / "d" / "x" / "2.png").resize((320, 320), PIL.Image.Resampling.BICUBIC)
+        PIL.Image.open(tmp_path / "d" / "x" / "2.png").resize((320, 320), PIL.Image.Resampling.LANCZOS)
     )
     np.testing.assert_array_equal(store.image(2)[..., 0], expected)
 
@@ -300,6 +301,52 @@ def test_the_cap_leaves_missing_files_and_small_tables_alone(many: Path, tmp_pat
     assert len(Store.open(str(tmp_path / "sb"))) == 9
 
 
+def test_a_set_for_evaluation_may_lack_texts(tmp_path: Path) -> None:
+    studies = [
+        Study(n, f"i{n}", f"s{n}", f"p{n}", "test", "", text, {}, {}, lazy(tmp_path / image(tmp_path / f"{n}.png", n)))
+        for n, text in enumerate(["", "No edema.", "___", " "], start=1)
+    ]
+    studies[3] = dataclasses.replace(studies[3], load_image=lazy(tmp_path / "none.png"))
+
+    def outcome_of(out: Path, text_optional: bool) -> Outcome:
+        source = Source(studies, 4, (), "n", public_ids=True, synthetic=False, notes={}, text_optional=text_optional)
+        return prepare_store(source, out, Options(), format_name="test")
+
+    outcome = outcome_of(tmp_path / "s", True)
+    assert (outcome.read, outcome.kept, outcome.without_text) == (4, 3, 2)
+    assert outcome.skipped == {"missing image file": 1}
+    store = Store.open(str(tmp_path / "s"))
+    assert store.texts == ["", "No edema.", ""]
+    assert store.n_tokens.tolist() == [2, 2 + len(Tokenizer().encode("No edema.")), 2]
+    assert store.manifest["source"]["without_text"] == 2
+    assert re.search(r"without a text: for evaluation only +2\n", command.describe(tmp_path / "s", outcome))
+    with pytest.raises(UserError, match="2 of its 3 records have no text"):
+        TrainStream(store, Tokenizer(), batch_size=1, seed=0, image_size=224, crop="random", flip=False, context=32)
+    strict = outcome_of(tmp_path / "strict", False)
+    assert strict.skipped == {"empty text": 2, "a placeholder in place of a text": 1}
+
+
+def test_jpeg_is_smaller_near_and_marked_alike(tmp_path: Path) -> None:
+    """Of one source, raw and JPEG stores have equal image_sha256: that of the pixels before they are encoded."""
+    arguments = ("--format", "phantom", "--count", 12, "--split", "all")
+    assert prepare(*arguments, "--out", tmp_path / "raw") == 0
+    for name in ("jpeg", "again"):
+        assert prepare(*arguments, "--encoding", "jpeg", "--out", tmp_path / name) == 0
+    assert contents(tmp_path / "jpeg") == contents(tmp_path / "again")
+    raw, jpeg = Store.open(str(tmp_path / "raw")), Store.open(str(tmp_path / "jpeg"))
+    assert (raw.encoding, jpeg.encoding) == ("raw", "jpeg")
+    assert jpeg.manifest["jpeg"]["quality"] == 95
+    assert raw.image_sha256 == jpeg.image_sha256
+    assert raw.texts == jpeg.texts
+    rows = np.arange(12)
+    apart = np.abs(raw.images(rows).astype(int) - jpeg.images(rows))
+    assert 0 < apart.mean() < 2
+    sizes = [sum(path.stat().st_size for path in (tmp_path / name).glob("images-*")) for name in ("raw", "jpeg")]
+    assert sizes[1] < sizes[0] / 2
+    assert not any(raw.damaged_rows())
+    assert not any(jpeg.damaged_rows())
+
+
 # --- splits ---
 
 
@@ -406,60 +453,6 @@ def test_phantoms_say_that_they_are_synthetic(
     assert Store.open(f"{tmp_path / 'a'}:{next(iter(splits))}").synthetic
 
 
-# --- killed in the middle ---
-
-CALL = """
-import argparse, sys
-from hybridclip_jax.commands import prepare
-parser = argparse.ArgumentParser()
-prepare.add_arguments(parser)
-prepare.run(parser.parse_args(sys.argv[1:]))
-"""
-
-
-def test_kill_9_leaves_no_store_and_the_rerun_is_undisturbed(tmp_path: Path) -> None:
-    noise = np.random.default_rng(0).integers(0, 255, (700, 700), dtype=np.uint8)
-    PIL.Image.fromarray(noise).save(tmp_path / "0.png")
-    for n in range(1, 160):
-        os.link(tmp_path / "0.png", tmp_path / f"{n}.png")
-    source = table(tmp_path / "t.csv", [{"image": f"{n}.png", "text": f"Report {n}"} for n in range(160)])
-    out = tmp_path / "s"
-    arguments = [sys.executable, "-c", CALL, "--format", "csv", "--source", str(source), "--out", str(out)]
-    process = subprocess.Popen(arguments, cwd=ROOT, start_new_session=True, stdout=subprocess.DEVNULL)
-    images = tmp_path / "s.partial" / "images-00000.npy"
-    deadline = time.monotonic() + 60
-    while not (images.exists() and images.stat().st_size > 10 * 320 * 320):
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    process.kill()
-    assert process.wait() == -signal.SIGKILL
-    with pytest.raises(UserError, match="no such store"):
-        Store.open(str(out))
-    with pytest.raises(UserError, match="is not a store"):
-        Store.open(str(out) + ".partial")
-    # The workers are the rest of its process group: they must not wait for their next task forever.
-    while any_in_group(process.pid):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    assert prepare_csv(source, out) == 0
-    assert prepare_csv(source, tmp_path / "undisturbed") == 0
-    assert contents(out) == contents(tmp_path / "undisturbed")
-    assert not list(tmp_path.glob("*.partial"))
-    assert not list(tmp_path.glob("*.lock"))
-
-
-def any_in_group(group: int) -> bool:
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            fields = (folder / "stat").read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        if int(fields[2]) == group and fields[0] != "Z":
-            return True
-    return False
-
-
 # --- what is refused ---
 
 # File name and content of a table beside the images a.png and b.png, further arguments, what the line says.
@@ -545,7 +538,7 @@ def test_each_fault_is_one_line_and_exit_2(tmp_path: Path, capsys: pytest.Captur
 def test_a_source_that_is_no_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "s"
     assert prepare("--format", "csv", "--out", out) == 2
-    assert "--format csv needs --source TABLE" in error_line(capsys)
+    assert "--format csv needs --source PATH" in error_line(capsys)
     assert prepare_csv(tmp_path / "none.csv", out) == 2
     assert "none.csv: no such table; give --source a CSV" in error_line(capsys)
     (tmp_path / "no").mkdir()
@@ -557,9 +550,11 @@ def test_a_source_that_is_no_table(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "holds 2 tables (a.csv, b.tsv): give --source one of them" in error_line(capsys)
 
 
-def test_phantoms_take_no_source(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_phantoms_take_no_source_and_no_other_namespace(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert prepare("--format", "phantom", "--source", tmp_path, "--out", tmp_path / "s") == 2
-    assert "--source: --format phantom makes its own data" in error_line(capsys)
+    assert "--source: --format phantom reads nothing there" in error_line(capsys)
+    assert prepare("--format", "phantom", "--namespace", "chexpert", "--out", tmp_path / "s") == 2
+    assert "--namespace chexpert: --format phantom has its own" in error_line(capsys)
 
 
 def test_several_splits_and_none_named(tmp_path: Path) -> None:
@@ -568,19 +563,34 @@ def test_several_splits_and_none_named(tmp_path: Path) -> None:
         Store.open(str(tmp_path / "s"))
 
 
-def test_help_shows_every_format_and_its_flags() -> None:
-    parser = argparse.ArgumentParser()
+def help_after(words: Sequence[str], capsys: pytest.CaptureFixture[str]) -> str:
+    parser = argparse.ArgumentParser(prog="hybridclip prepare", epilog="example: one", formatter_class=RAW)
     command.add_arguments(parser)
-    text = parser.format_help()
-    for name in FORMATS:
-        assert f"--format {name}:" in text
+    with pytest.raises(SystemExit) as stopped:
+        parser.parse_args([*words, "--help"])
+    assert stopped.value.code == 0
+    return capsys.readouterr().out
+
+
+def test_help_lists_the_formats_and_the_flags_of_the_one_that_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    plain = help_after([], capsys)
+    for name, reader in FORMATS.items():
+        assert f"{name} " in plain
+        assert reader.describe in plain
+    assert "--text-column" not in plain
+    assert "--max-skipped" in plain
+    assert plain.endswith("example: one\n")
     assert command.EXAMPLE.startswith("hybridclip prepare --format csv")
+    for name, reader in FORMATS.items():
+        own = help_after(["--format", name], capsys)
+        assert reader.describe in own.replace("\n", " ")
+        assert own.endswith(f"example: hybridclip prepare --format {name} {reader.example} --out stores/train\n")
+        assert ("--text-column" in own) == (name == "csv")
 
 
-def test_a_dead_worker_is_told(many: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    tasks = [(_die, "text")] * 100
-    with pytest.raises(workers.RunStopped, match="a worker process died"):
-        list(workers.decode_all(tasks, channels=1, resize="pad", workers=2))
+def test_a_dead_worker_is_told() -> None:
+    with pytest.raises(RunStopped, match="a worker process died"):
+        list(workers.decode_all([(_die, "text")] * 100, 100, workers.Pixels(1, "pad", "raw"), workers=2))
 
 
 def _die() -> PIL.Image.Image:

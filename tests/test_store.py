@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import shutil
 import stat
 import threading
 from pathlib import Path
@@ -50,8 +51,10 @@ def manifest(namespace: str = "csv:a", key: str = "k", uncertain: str = "ignore"
     }
 
 
-def write(out: Path, records: list[Record], channels: int = 1, **kwargs: str) -> Path:
-    with StoreWriter(out, channels=channels, labels=LABELS, sections=("findings",), synthetic=False) as writer:
+def write(out: Path, records: list[Record], channels: int = 1, encoding: str = "raw", **kwargs: str) -> Path:
+    with StoreWriter(
+        out, channels=channels, labels=LABELS, sections=("findings",), synthetic=False, encoding=encoding
+    ) as writer:
         for item in records:
             writer.append(item, pixels_of(item.source_row, channels))
         writer.skip(99, "empty text")
@@ -96,7 +99,7 @@ def test_the_files_are_what_their_names_say(two_splits: Path) -> None:
     assert shapes == [(3, 320, 320, 1), (3, 320, 320, 1), (2, 320, 320, 1)]
     table = pq.read_table(two_splits / "table.parquet")
     texts = ["id", "study", "patient", "split", "view", "text", "findings"]
-    assert table.column_names == [*texts, "n_tokens", *LABELS, "source_row", "image_sha256"]
+    assert table.column_names == [*texts, "n_tokens", *LABELS, "licence", "source_row", "image_sha256"]
     assert table["Edema"].to_pylist()[:4] == [0.0, -1.0, None, 1.0]  # as the source gave them
     assert json.loads((two_splits / "skipped.jsonl").read_text()) == {"row": 99, "reason": "empty text"}
     facts = json.loads((two_splits / "manifest.json").read_text())
@@ -179,8 +182,8 @@ def edited(tmp_path: Path, **changes: object) -> str:
 
 
 def test_a_foreign_or_damaged_manifest_is_refused(tmp_path: Path) -> None:
-    spec = edited(tmp_path, format_version=2)
-    with pytest.raises(UserError, match="store format 2 and this program reads 1"):
+    spec = edited(tmp_path, format_version=1)
+    with pytest.raises(UserError, match="store format 1 and this program reads 2"):
         Store.open(spec)
     path = Path(spec) / "manifest.json"
     path.write_text(path.read_text()[:-20])
@@ -192,6 +195,11 @@ def test_a_foreign_or_damaged_manifest_is_refused(tmp_path: Path) -> None:
 def test_a_manifest_of_the_wrong_kinds_is_refused(change: dict[str, object], tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is not as prepare writes it: run prepare again"):
         Store.open(edited(tmp_path, **change))
+
+
+def test_an_unknown_encoding_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="images are encoded as 'webp', and this program reads raw, jpeg"):
+        Store.open(edited(tmp_path, encoding="webp"))
 
 
 def test_an_empty_store_is_refused(tmp_path: Path) -> None:
@@ -237,11 +245,16 @@ def test_without_finish_nothing_appears(tmp_path: Path) -> None:
         with StoreWriter(tmp_path / "s", channels=1, labels=LABELS, sections=(), synthetic=False) as writer:
             writer.append(record(1, "all"), pixels_of(1))
             assert leftovers(tmp_path) == ["s.lock", "s.partial"]
-            raise KeyboardInterrupt
+            raise error
 
-    with pytest.raises(KeyboardInterrupt):
+    error: BaseException = UserError("of the source")
+    with pytest.raises(UserError):
         fail()
     assert leftovers(tmp_path) == []
+    error = KeyboardInterrupt()  # what is done is kept for the next attempt
+    with pytest.raises(KeyboardInterrupt):
+        fail()
+    assert leftovers(tmp_path) == ["s.partial"]
 
 
 def test_an_existing_output_is_never_touched(tmp_path: Path) -> None:
@@ -283,20 +296,88 @@ def test_what_a_killed_run_left_is_cleared(tmp_path: Path) -> None:
     assert not (out / "images-00007.npy").exists()
 
 
+def test_a_folder_of_somebody_else_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "s.partial").mkdir()
+    (tmp_path / "s.partial" / "thesis.txt").write_text("x")
+    with pytest.raises(UserError, match="s.partial holds files that prepare does not write: move it"):
+        write(tmp_path / "s", [record(1, "all")])
+    assert leftovers(tmp_path) == ["s.partial"]
+    assert leftovers(tmp_path / "s.partial") == ["thesis.txt"]
+
+
 def test_a_label_with_the_name_of_a_column_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="label or section 'view'"):
         StoreWriter(tmp_path / "s", channels=1, labels=("view",), sections=(), synthetic=False)
 
 
-def test_full_disk_is_a_storage_error(tmp_path: Path) -> None:
+@pytest.mark.parametrize("encoding", ["raw", "jpeg"])
+def test_full_disk_is_a_storage_error(tmp_path: Path, encoding: str) -> None:
     if not Path("/dev/full").exists():
         pytest.skip("no /dev/full here")
-    with StoreWriter(tmp_path / "s", channels=1, labels=LABELS, sections=(), synthetic=False) as writer:
-        (tmp_path / "s.partial" / "images-00000.npy").symlink_to("/dev/full")
-        with pytest.raises(StorageError, match="cannot write the store: No space left"):
+    partial = tmp_path / "s.partial"
+    with pytest.raises(StorageError, match="cannot write the store: No space left"):  # noqa: SIM117
+        with StoreWriter(
+            tmp_path / "s", channels=1, labels=LABELS, sections=(), synthetic=False, encoding=encoding
+        ) as writer:
+            writer.resume("", lambda n, done: True)
+            (partial / {"raw": "images-00000.npy", "jpeg": "images-00000.jpegs"}[encoding]).symlink_to("/dev/full")
             writer.append(record(1, "all"), pixels_of(1))
-            writer.finish(manifest())
     assert leftovers(tmp_path) == []
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_jpeg_reads_back_near_and_says_what_is_damaged(tmp_path: Path, channels: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(store_writer, "SHARD_RECORDS", 3)
+        out = write(tmp_path / "s", [record(row, "all") for row in range(1, 9)], channels, encoding="jpeg")
+    assert leftovers(out)[:3] == [f"images-0000{i}.array_record" for i in range(3)]
+    store = Store.open(str(out))
+    assert (store.encoding, store.channels) == ("jpeg", channels)
+    store.verify()
+    for row in range(8):
+        exact = pixels_of(row + 1, channels)
+        assert store.image(row).dtype == np.uint8
+        assert np.abs(store.image(row).astype(int) - exact).mean() < 8  # noise is the worst there is
+        assert store.image_sha256[row] == store_module.hashlib.sha256(exact.tobytes()).hexdigest()
+        assert store.intact(row)
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(store)).images(np.array([5, 1])), store.images([5, 1]))
+    shard = out / "images-00001.array_record"
+    data = bytearray(shard.read_bytes())
+    data[100_000] ^= 1
+    shard.write_bytes(data)
+    [damaged] = Store.open(str(out)).damaged_rows()
+    assert damaged in (3, 4, 5)
+    with pytest.raises(UserError, match="images-00001.array_record: record . is damaged: copy the store again"):
+        Store.open(str(out)).image(damaged)
+    shard.write_bytes(b"\0" * len(data))
+    assert list(Store.open(str(out)).damaged_rows()) == [3, 4, 5]
+    with pytest.raises(UserError, match="images-00001.array_record: record . is damaged"):
+        Store.open(str(out)).image(4)
+
+
+def test_damaged_records_are_told_by_row(two_splits: Path, tmp_path: Path) -> None:
+    out = tmp_path / "s"
+    shutil.copytree(two_splits, out)
+    assert list(Store.open(f"{out}:train").damaged_rows()) == []
+    shard = out / "images-00001.npy"  # of rows 4, 5 and 6 of the source
+    data = bytearray(shard.read_bytes())
+    data[128 + 320 * 320 + 17] ^= 4
+    shard.write_bytes(data)
+    assert list(Store.open(f"{out}:train").damaged_rows()) == [2]
+    assert list(Store.open(f"{out}:val").damaged_rows()) == []
+    shard.write_bytes(b"x" + data[1:])
+    assert list(Store.open(f"{out}:val").damaged_rows()) == [1, 2]
+
+
+@pytest.mark.parametrize("encoding", ["raw", "jpeg"])
+def test_files_have_the_permissions_that_the_user_asks_for(tmp_path: Path, encoding: str) -> None:
+    before = os.umask(0o027)
+    try:
+        out = write(tmp_path / "s", [record(1, "all")], encoding=encoding)
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(out.stat().st_mode) == 0o750
+    assert {stat.S_IMODE(path.stat().st_mode) for path in out.iterdir()} == {0o640}
 
 
 def test_patients_compare_within_a_namespace_and_a_key(tmp_path: Path) -> None:

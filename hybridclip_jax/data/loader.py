@@ -60,8 +60,8 @@ class TrainStream:
     Each epoch visits every record at most once: what does not fill a batch is dropped, others each epoch.
     sentences: 0 pairs an image with its whole text; k > 0 with 1 to k sentences of it, drawn anew each epoch
     and kept in the order of the report.
-    Raises UserError for an unknown crop, an image_size that the crop cannot give, an empty store, or one
-    smaller than a batch.
+    Raises UserError for an unknown crop, an image_size that the crop cannot give, an empty store, one smaller
+    than a batch, or one with records that have no text.
     """
 
     def __init__(
@@ -82,6 +82,12 @@ class TrainStream:
             raise UserError(f"{store.spec} holds no records; prepare it again or name another split")
         if batch_size > n:
             raise UserError(f"batch_size {batch_size} is larger than the {n} records of {store.spec}")
+        without_text = sum(not text.strip() for text in store.texts)
+        if without_text:
+            raise UserError(
+                f"{store.spec}: {without_text} of its {n} records have no text, as in a set for evaluation only; "
+                "train on a store that has one for each"
+            )
         if crop not in transforms.CROPS:
             raise UserError(f"data.crop {crop!r} is not one of {', '.join(transforms.CROPS)}")
         side = store.image(0).shape[0]

@@ -1,62 +1,39 @@
 """From a dataset's studies to a store: every row is kept or skipped for a counted reason, every image decoded
 once.
+
+What an attempt that was killed, interrupted or out of disk had done is gone on from, where the plan is the same: the
+rows and all they say, the options, the key, the versions, and (for those already done) size and time of change of the
+image files.
 """
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import importlib.metadata
+import itertools
+import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import PIL.Image
-
+import hybridclip_jax
 from hybridclip_jax.data import pixels
-from hybridclip_jax.data.formats.base import RecordError, Skip, Source, Study
+from hybridclip_jax.data.encoding import SIDE
+from hybridclip_jax.data.journal import Done
+from hybridclip_jax.data.plan import Options, Outcome, Plan, Progress, make_plan
 from hybridclip_jax.data.private_ids import PUBLIC_KEY, IdHasher, user_key
-from hybridclip_jax.data.splits import assign_splits
-from hybridclip_jax.data.store import SIDE
-from hybridclip_jax.data.store_writer import Record, StoreWriter
-from hybridclip_jax.data.workers import decode_all, tokenizer
+from hybridclip_jax.data.store_writer import StoreWriter
+from hybridclip_jax.data.study import Source
+from hybridclip_jax.data.workers import Pixels, decode_all, file_state, files_of, tokenizer
 from hybridclip_jax.errors import StorageError, UserError
 
-TEXTS = ("report", "findings", "impression")
 CAP_FROM_ROWS = 200  # below this, one bad file of a small trial would already be above the cap
 _SHOWN_ROWS = 20
-
-
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """How to prepare; the same for every format."""
-
-    split: str | None = None  # all rows into this split, whatever the source says
-    split_by_patient: Mapping[str, float] | None = None  # share of patients by split name; adds up to 1
-    text: str = "report"  # one of TEXTS: the whole text, or one section of it
-    resize: str = "pad"
-    colour: bool = False
-    uncertain: str = "ignore"
-    blank: str = "missing"
-    max_skipped: float = 0.01  # cap on the share of unreadable images, from CAP_FROM_ROWS rows on
-
-    @property
-    def channels(self) -> int:
-        """Channels a stored image has."""
-        return 3 if self.colour else 1
-
-
-@dataclasses.dataclass(frozen=True)
-class Outcome:
-    """What became of the rows: read = kept + sum(skipped.values())."""
-
-    read: int
-    kept: int
-    skipped: dict[str, int]  # by reason, most frequent first
-    skipped_rows: dict[str, list[int]]  # source rows by reason
+_JPEG_SHARE = 0.4  # of the raw bytes; radiographs take about 0.32: what to ask of the disk before it is known
 
 
 def prepare(
@@ -66,12 +43,14 @@ def prepare(
     *,
     format_name: str,
     workers: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress = lambda stage, done, total: None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> Outcome:
     """Writes the store `out` from `source`; nothing appears at `out` unless all went well.
 
-    Equal input, options, key and versions of this package and its libraries give equal bytes. `workers` None
-    means one for each core this process may use. `progress(done, total)` is called as images are decoded.
+    Equal input, options, key and versions of this package and its libraries give equal bytes, however often it was
+    killed on the way. `workers` None means one for each core this process may use. `say` is told, in a line, what
+    was found of an earlier attempt.
 
     Raises:
         UserError: an empty source, nothing kept, one patient in two splits, one image in two differing rows,
@@ -79,29 +58,20 @@ def prepare(
         StorageError: the disk refuses or is too small. RunStopped: a worker process died.
     """
     hasher = IdHasher(PUBLIC_KEY if source.public_ids else user_key(), source.namespace)
-    plan = _plan(source, options, hasher)
-    sections = tuple(dict.fromkeys(name for study in plan.studies for name in study.sections))
+    plan = make_plan(source, options, hasher, progress)
+    how = _how(source, options, hasher, format_name)
+    sections = tuple(dict.fromkeys(name for record in plan.records for name in record.sections))
     with StoreWriter(
-        out, channels=options.channels, labels=source.labels, sections=sections, synthetic=source.synthetic
+        out,
+        channels=options.channels,
+        labels=source.labels,
+        sections=sections,
+        synthetic=source.synthetic,
+        encoding=options.encoding,
     ) as writer:
-        _check_space(out, len(plan.studies), options.channels)
-        unreadable: list[int] = []
-        allowed = options.max_skipped * plan.read if plan.read >= CAP_FROM_ROWS else float("inf")
-        tasks = [(study.load_image, study.text) for study in plan.studies]
-        decoding = decode_all(tasks, channels=options.channels, resize=options.resize, workers=workers)
-        with contextlib.closing(decoding) as results:
-            rows = zip(plan.studies, plan.splits, results, strict=True)
-            for done, (study, split, result) in enumerate(rows, start=1):
-                if isinstance(result, RecordError):
-                    plan.skip(study.source_row, result.reason)
-                    unreadable += [study.source_row] * result.unreadable
-                    if len(unreadable) > allowed:
-                        raise _too_many(unreadable, plan.read, done, len(plan.studies), options.max_skipped)
-                else:
-                    image, n_tokens = result
-                    writer.append(_record(study, split, n_tokens, hasher), image)
-                if progress is not None:
-                    progress(done, len(plan.studies))
+        earlier = _resume(writer, plan, hasher("plan", _digest(plan, how, options)), progress, say)
+        _check_space(out, len(plan.records) - len(earlier), options)
+        _images(writer, plan, earlier, options, workers, progress)
         outcome = plan.outcome()
         if not outcome.kept:
             reasons = ", ".join(f"{reason} {count}" for reason, count in outcome.skipped.items())
@@ -113,90 +83,59 @@ def prepare(
         for reason, skipped in outcome.skipped_rows.items():
             for row in skipped:
                 writer.skip(row, reason)
-        writer.finish(_manifest(source, options, hasher, outcome, format_name))
+        writer.finish(_manifest(how, outcome))
     return outcome
 
 
-class _Plan:
-    """What is known of the rows before any image is opened."""
+def _resume(writer: StoreWriter, plan: Plan, digest: str, progress: Progress, say: Callable[[str], None]) -> list[Done]:
+    """What became of the first images in an earlier attempt."""
+    state = functools.lru_cache(maxsize=64)(file_state)  # many images may lie in one file
 
-    def __init__(self) -> None:
-        self.read = 0
-        self.studies: list[Study] = []
-        self.splits: list[str] = []  # one for each study
-        self._skipped: dict[str, list[int]] = collections.defaultdict(list)
+    def unchanged(n: int, done: Done) -> bool:
+        progress("check", n + 1, len(plan.loads))
+        return tuple(map(state, files_of(plan.loads[n]))) == done.files
 
-    def skip(self, row: int, reason: str) -> None:
-        self._skipped[reason].append(row)
-
-    def outcome(self) -> Outcome:
-        rows = sorted(self._skipped.items(), key=lambda item: (-len(item[1]), item[0]))
-        skipped = {reason: len(found) for reason, found in rows}
-        return Outcome(self.read, self.read - sum(skipped.values()), skipped, dict(rows))
-
-
-def _plan(source: Source, options: Options, hasher: IdHasher) -> _Plan:
-    plan = _Plan()
-    contents: dict[str, tuple[int, bytes]] = {}  # by id: its row, and a digest of all that the row says
-    for study in source.studies:
-        plan.read += 1
-        if isinstance(study, Skip):
-            plan.skip(study.source_row, study.reason)
-            continue
-        content = hashlib.blake2b(
-            repr(dataclasses.replace(study, source_row=0, load_image=_no_image)).encode()
-        ).digest()
-        if study.id in contents:
-            first_row, first_content = contents[study.id]
-            if first_content != content:
-                raise UserError(
-                    f"rows {first_row} and {study.source_row} name the same image with different text,"
-                    " labels, patient, split or view: keep one of them"
-                )
-            plan.skip(study.source_row, "duplicate row")
-            continue
-        contents[study.id] = (study.source_row, content)
-        text = study.text if options.text == "report" else study.sections.get(options.text, "")
-        if not text.strip():
-            plan.skip(study.source_row, "empty text" if options.text == "report" else f"no {options.text}")
-        else:
-            plan.studies.append(dataclasses.replace(study, text=text))
-    if not plan.read:
-        raise UserError("the source has no rows: nothing to prepare")
-    plan.splits = assign_splits(plan.studies, hasher, options.split, options.split_by_patient)
-    return plan
+    before = writer.earlier_plan()
+    done = writer.resume(digest, unchanged)
+    if done:
+        say(f"going on behind {len(done)} of {len(plan.loads)} images that an earlier attempt left in {writer.partial}")
+    elif before == digest:
+        say(f"starting over: nothing in {writer.partial} could be used")
+    elif before is not None:
+        say(f"starting over: {writer.partial} was made from another source, options, key or versions")
+    return done
 
 
-def _no_image() -> PIL.Image.Image:
-    raise NotImplementedError
+def _images(
+    writer: StoreWriter, plan: Plan, earlier: list[Done], options: Options, workers: int | None, progress: Progress
+) -> None:
+    """Everything that is done for each image, and the accounts of it."""
+    total, behind = len(plan.records), len(earlier)
+    unreadable: list[int] = []
+    allowed = options.max_skipped * plan.read if plan.read >= CAP_FROM_ROWS else float("inf")
+    how = Pixels(options.channels, options.resize, options.encoding)
+    tasks = ((plan.loads[n], plan.records[n].text) for n in range(behind, total))
+    with contextlib.closing(decode_all(tasks, total - behind, how, workers)) as decoded:
+        fresh = (writer.put(done, data) for done, data in decoded)
+        for n, (record, done) in enumerate(zip(plan.records, itertools.chain(earlier, fresh), strict=True), start=1):
+            if done.reason:
+                plan.skip(record.source_row, done.reason)
+                unreadable += [record.source_row] * done.unreadable
+                if len(unreadable) > allowed:
+                    raise _too_many(unreadable, plan.read, n, total, options.max_skipped)
+            else:
+                writer.add(dataclasses.replace(record, n_tokens=done.n_tokens), done)
+                plan.without_text += not record.text
+            if n > behind or n == total:
+                progress("prepare", n, total)
 
 
-def _record(study: Study, split: str, n_tokens: int, hasher: IdHasher) -> Record:
-    return Record(
-        id=hasher("id", study.id),
-        study=hasher("study", study.study),
-        patient=hasher("patient", study.patient),
-        split=split,
-        view=study.view,
-        text=study.text,
-        sections=study.sections,
-        n_tokens=n_tokens,
-        labels=study.labels,
-        source_row=study.source_row,
-    )
-
-
-def _manifest(source: Source, options: Options, hasher: IdHasher, outcome: Outcome, format_name: str) -> dict[str, Any]:
+def _how(source: Source, options: Options, hasher: IdHasher, format_name: str) -> dict[str, Any]:
+    """What the manifest says of how the store was made."""
     versions = {name: importlib.metadata.version(name) for name in ("pillow", "numpy", "pyarrow")}
     return {
         "labels": {"names": list(source.labels), "uncertain": options.uncertain, "blank": options.blank},
-        "source": {
-            "format": format_name,
-            "notes": dict(source.notes),
-            "read": outcome.read,
-            "kept": outcome.kept,
-            "skipped": outcome.skipped,
-        },
+        "source": {"format": format_name, "notes": dict(source.notes)},
         "ids": {
             "namespace": source.namespace,
             "key_fingerprint": hasher.fingerprint,
@@ -211,6 +150,23 @@ def _manifest(source: Source, options: Options, hasher: IdHasher, outcome: Outco
     }
 
 
+def _manifest(how: dict[str, Any], outcome: Outcome) -> dict[str, Any]:
+    counts = {
+        "read": outcome.read,
+        "kept": outcome.kept,
+        "skipped": outcome.skipped,
+        "without_text": outcome.without_text,
+    }
+    return {**how, "source": {**how["source"], **counts}}
+
+
+def _digest(plan: Plan, how: dict[str, Any], options: Options) -> str:
+    """Of all that the store is made from but the images themselves."""
+    splits = hashlib.sha256("\n".join(record.split for record in plan.records).encode()).hexdigest()
+    rest = [hybridclip_jax.__version__, options.encoding, splits, plan.digest.hexdigest()]
+    return json.dumps([how, *rest], sort_keys=True)
+
+
 def _too_many(unreadable: list[int], read: int, done: int, total: int, cap: float) -> UserError:
     rows = ", ".join(map(str, unreadable[:_SHOWN_ROWS])) + (", ..." if len(unreadable) > _SHOWN_ROWS else "")
     return UserError(
@@ -219,8 +175,9 @@ def _too_many(unreadable: list[int], read: int, done: int, total: int, cap: floa
     )
 
 
-def _check_space(out: Path, records: int, channels: int) -> None:
-    need = records * SIDE * SIDE * channels
+def _check_space(out: Path, records: int, options: Options) -> None:
+    share = _JPEG_SHARE if options.encoding == "jpeg" else 1
+    need = int(records * SIDE * SIDE * options.channels * share)
     free = shutil.disk_usage(out.parent).free
     if need > free:
         raise StorageError(

@@ -6,8 +6,8 @@ import collections
 import re
 from collections.abc import Mapping, Sequence
 
-from hybridclip_jax.data.formats.base import Study
 from hybridclip_jax.data.private_ids import IdHasher
+from hybridclip_jax.data.study import Study
 from hybridclip_jax.errors import UserError
 
 DEFAULT_SPLIT = "all"

@@ -1,10 +1,12 @@
 """A store: prepared images and texts in one folder that opens in an instant and never half-written.
 
 manifest.json      what is inside, how it was made, sha256 of every other file
-images-00000.npy   uint8 [n, 320, 320, C], memory-mapped, 4096 records a file; C = 1 (grey) or 3 (colour)
+images-00000.npy   uint8 [n, 320, 320, C], memory-mapped, 4096 records a file; C = 1 (grey) or 3 (colour).
+                   With encoding "jpeg" images-00000.array_record, a JPEG a record
 table.parquet      one row a record, same order: id, study, patient, split, view, text, sections, n_tokens,
-                   labels, source_row, image_sha256 (of the record's stored pixels). Labels as the source
-                   gives them; the policy is in the manifest
+                   labels, licence, source_row, image_sha256 (of the pixels that prepare made), and where these
+                   are not the stored bytes, stored_sha256. Labels as the source gives them; the policy is in
+                   the manifest
 skipped.jsonl      {"row", "reason"} of each source row that was left out
 """
 
@@ -12,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,20 +24,24 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from hybridclip_jax.data.encoding import ENCODINGS, SIDE, Shard, sha256, shard_name
 from hybridclip_jax.errors import UserError
 
-SIDE = 320
 SHARD_RECORDS = 4096
 FORMAT_NAME = "hybridclip store"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
 TABLE = "table.parquet"
 SKIPPED = "skipped.jsonl"
-FIXED_COLUMNS = ("id", "study", "patient", "split", "view", "text", "n_tokens", "source_row", "image_sha256")
+FIXED_COLUMNS = (
+    *("id", "study", "patient", "split", "view", "text", "n_tokens", "licence", "source_row"),
+    *("image_sha256", "stored_sha256"),
+)
 _NEEDED: dict[str, type] = {
     "records": int,
     "channels": int,
     "synthetic": bool,
+    "encoding": str,
     "shard_records": int,
     "splits": dict,
     "sections": list,
@@ -44,11 +51,6 @@ _NEEDED: dict[str, type] = {
 }
 UNCERTAIN = ("ignore", "zero", "one")
 BLANK = ("missing", "negative")
-
-
-def shard_name(index: int) -> str:
-    """File name of the `index`-th image file."""
-    return f"images-{index:05d}.npy"
 
 
 def file_sha256(path: Path) -> str:
@@ -68,8 +70,9 @@ class Store:
         self.fingerprint = fingerprint  # sha256 of manifest.json, which holds the sha256 of all else
         self.channels = int(manifest["channels"])
         self.synthetic = bool(manifest["synthetic"])
+        self.encoding = str(manifest["encoding"])  # "raw" or "jpeg"
         self.label_names = tuple(manifest["labels"]["names"])
-        self._shards: dict[int, np.ndarray] = {}
+        self._shards: dict[int, Shard] = {}
 
         try:
             with (path / TABLE).open("rb") as file:  # given a path, pyarrow would expand a "~" in it
@@ -91,8 +94,11 @@ class Store:
         self.views: list[str] = table["view"].to_pylist()
         self.sections: dict[str, list[str]] = {name: table[name].to_pylist() for name in manifest["sections"]}
         self.n_tokens: np.ndarray = table["n_tokens"].to_numpy().astype(np.int32)  # with start and end token, uncut
+        self.licences: list[str] = table["licence"].to_pylist()
         self.source_rows: np.ndarray = table["source_row"].to_numpy().astype(np.int64)
-        self.image_sha256: list[str] = table["image_sha256"].to_pylist()
+        self.image_sha256: list[str] = table["image_sha256"].to_pylist()  # of the pixels before they were encoded
+        same = "stored_sha256" not in table.column_names
+        self._stored_sha256: list[str] = self.image_sha256 if same else table["stored_sha256"].to_pylist()
         policy = manifest["labels"]
         # float32 [n] by name, nan = not known, after the manifest's policy for uncertain (-1) and blank
         # values
@@ -102,15 +108,15 @@ class Store:
         }
 
     @classmethod
-    def open(cls, spec: str) -> Store:
-        """Opens "PATH" or "PATH:SPLIT".
+    def open(cls, spec: str, copy: Path | None = None) -> Store:
+        """Opens "PATH" or "PATH:SPLIT"; with `copy` the same store from another folder that holds it whole.
 
         Raises:
             UserError: nothing there, not a store, a store of another format version, files missing or of
                 another size than the manifest says, a damaged table, no records, a split that is not there, or
                 several splits and none named.
         """
-        path, split = _parse_spec(spec)
+        path, split = parse_spec(spec)
         manifest, fingerprint = read_manifest(path)
         splits = list(manifest["splits"])
         listing = ", ".join(f"{name} ({counts['records']})" for name, counts in manifest["splits"].items())
@@ -122,6 +128,7 @@ class Store:
             split = splits[0]
         elif split not in splits:
             raise UserError(f"{path} has no split {split!r}. It has {listing}")
+        path = copy or path
         _check_files(path, manifest)
         if file_sha256(path / TABLE) != manifest["files"][TABLE]["sha256"]:  # small, unlike the images
             raise UserError(f"{path / TABLE} is damaged (sha256): copy the store again, or run prepare again")
@@ -131,7 +138,7 @@ class Store:
         return len(self._rows)
 
     def __getstate__(self) -> dict[str, Any]:
-        # A pickled memory map would carry its pixels; the other process maps the files itself.
+        # A pickled memory map would carry its pixels; the other process opens the files itself.
         return self.__dict__ | {"_shards": {}}
 
     @property
@@ -150,16 +157,36 @@ class Store:
         return frozenset(self.patients)
 
     def image(self, row: int) -> np.ndarray:
-        """uint8 [320, 320, C], a view of the mapped file."""
-        shard, offset = divmod(int(self._rows[row]), int(self.manifest["shard_records"]))
-        return self._shard(shard)[offset]
+        """uint8 [320, 320, C]: of raw pixels a view of the mapped file, of a JPEG what it decodes to.
+
+        Raises:
+            UserError: the record is damaged where it cannot be read at all; `intact` finds every damage.
+        """
+        shard, place = self._place(row)
+        try:
+            return self._shard(shard).image(place)
+        except (OSError, ValueError, IndexError) as error:
+            path = self._shard_path(shard)
+            raise UserError(f"{path}: record {place} is damaged: copy the store again, or run prepare again") from error
 
     def images(self, rows: np.ndarray) -> np.ndarray:
-        """uint8 [n, 320, 320, C], copied from the mapped files, in the order of `rows` [n]."""
+        """uint8 [n, 320, 320, C], copied from the files, in the order of `rows` [n]."""
         out = np.empty((len(rows), SIDE, SIDE, self.channels), np.uint8)
         for i, row in enumerate(rows):
             out[i] = self.image(int(row))
         return out
+
+    def intact(self, row: int) -> bool:
+        """Whether the record's stored bytes have the checksum that the table gives them."""
+        shard, place = self._place(row)
+        try:
+            return sha256(self._shard(shard).stored(place)) == self._stored_sha256[row]
+        except (UserError, OSError, ValueError, IndexError):
+            return False
+
+    def damaged_rows(self) -> Iterator[int]:
+        """The rows of this split that are not `intact`; reads every record once."""
+        return (row for row in range(len(self)) if not self.intact(row))
 
     def verify(self) -> None:
         """Reads every file whole; raises UserError naming the first whose sha256 is not the manifest's."""
@@ -167,12 +194,19 @@ class Store:
             if file_sha256(self.path / name) != facts["sha256"]:
                 raise UserError(f"{self.path / name} is damaged (sha256): copy the store again, or run prepare")
 
-    def _shard(self, index: int) -> np.ndarray:
+    def _place(self, row: int) -> tuple[int, int]:
+        shard, place = divmod(int(self._rows[row]), int(self.manifest["shard_records"]))
+        return shard, place
+
+    def _shard_path(self, index: int) -> Path:
+        return self.path / shard_name(index, ENCODINGS[self.encoding].suffix)
+
+    def _shard(self, index: int) -> Shard:
         shard = self._shards.get(index)
         if shard is None:
-            path = self.path / shard_name(index)
+            path = self._shard_path(index)
             try:
-                shard = np.load(path, mmap_mode="r", allow_pickle=False)
+                shard = ENCODINGS[self.encoding].open(path, self.channels)
             except (OSError, ValueError) as error:
                 raise UserError(f"{path} cannot be read as a store's images: run prepare again") from error
             self._shards[index] = shard
@@ -188,7 +222,8 @@ def _by_policy(raw: np.ndarray, uncertain: str, blank: str) -> np.ndarray:
     return np.where(values == -1, np.float32(replacement), values).astype(np.float32)
 
 
-def _parse_spec(spec: str) -> tuple[Path, str | None]:
+def parse_spec(spec: str) -> tuple[Path, str | None]:
+    """The folder and the split, where one is named, of "PATH" or "PATH:SPLIT"."""
     # A folder may have a colon in its name, so what exists decides before the colon does.
     if Path(spec).exists() or ":" not in spec:
         return Path(spec), None
@@ -213,6 +248,9 @@ def read_manifest(path: Path) -> tuple[dict[str, Any], str]:
         raise UserError(f"{path / MANIFEST} is not as prepare writes it: run prepare again")
     if version != FORMAT_VERSION:
         raise UserError(f"{path} has store format {version} and this program reads {FORMAT_VERSION}: prepare it again")
+    if manifest["encoding"] not in ENCODINGS:
+        known = ", ".join(ENCODINGS)
+        raise UserError(f"{path}: its images are encoded as {manifest['encoding']!r}, and this program reads {known}")
     return manifest, hashlib.sha256(raw).hexdigest()
 
 

@@ -1,86 +1,93 @@
-"""Writes a store beside its final place and renames it there whole: a store that opens was finished."""
+"""Writes a store beside its final place and renames it there whole: a store that opens was finished.
+
+Until then it is `OUT.partial`, with a journal of what was done. A run that is killed, interrupted or out of disk
+leaves that folder behind, and `resume` goes on from it.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import errno
-import fcntl
-import hashlib
 import io
 import json
 import os
+import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
+from hybridclip_jax.data.encoding import ENCODINGS, SIDE, shard_name
+from hybridclip_jax.data.journal import JOURNAL, Done, Held, Journal, Sealed, encoded, held, read_plan
+from hybridclip_jax.data.locks import release_lock, take_lock
+from hybridclip_jax.data.records import Record, split_counts, write_table
 from hybridclip_jax.data.store import (
     FIXED_COLUMNS,
     FORMAT_NAME,
     FORMAT_VERSION,
     MANIFEST,
     SHARD_RECORDS,
-    SIDE,
     SKIPPED,
     TABLE,
     file_sha256,
-    shard_name,
 )
 from hybridclip_jax.errors import StorageError, UserError
 
 SYNTHETIC_NOTE = "SYNTHETIC.txt"
-_HEADER_BYTES = 128
+_OURS = re.compile("|".join([r"images-\d+\.\w+", *map(re.escape, (JOURNAL, TABLE, SKIPPED, MANIFEST, SYNTHETIC_NOTE))]))
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Record:
-    """One row of the table; ids already hashed."""
-
-    id: str
-    study: str
-    patient: str
-    split: str
-    view: str
-    text: str
-    sections: Mapping[str, str]
-    n_tokens: int
-    labels: Mapping[str, float | None]
-    source_row: int
+def refuse_existing(out: Path) -> None:
+    """Raises UserError where `out` is there already, unless as an empty folder: renaming replaces such a one."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} already exists: name another --out, or remove it first")
 
 
 class StoreWriter:
     """`with StoreWriter(out, ...) as writer:` append and skip, then `finish(manifest)`; without finish
-    nothing appears.
+    nothing appears at `out`.
+
+    `append` is `put` and `add` in one: the bytes of a record, and its row of the table. A UserError clears what was
+    written, as the source has to be mended first; any other error leaves it for `resume`.
 
     Raises:
-        UserError: `out` exists, another run is writing it, it has no name, or a label or section has
-            the name of a fixed column.
+        UserError: `out` exists, another run is writing it, it has no name, something else lies where it is to be
+            written, or a label or section has the name of a fixed column.
         StorageError: the disk refuses.
     """
 
     def __init__(
-        self, out: Path, *, channels: int, labels: tuple[str, ...], sections: tuple[str, ...], synthetic: bool
+        self,
+        out: Path,
+        *,
+        channels: int,
+        labels: tuple[str, ...],
+        sections: tuple[str, ...],
+        synthetic: bool,
+        encoding: str = "raw",
     ) -> None:
         self.out = out
         self.channels = channels
         self.labels = labels
         self.sections = sections
         self.synthetic = synthetic
+        self.encoding = encoding
         if not out.name or "\0" in str(out):
             raise UserError(f"--out {str(out)!r}: not a name for a new folder; give one, such as stores/train")
-        self._partial = out.with_name(out.name + ".partial")
+        self._encoding = ENCODINGS[encoding]
+        self.partial = out.with_name(out.name + ".partial")
         self._lock = out.with_name(out.name + ".lock")
         self._lock_file: int | None = None
+        self._journal: Journal | None = None
+        self._shard: io.FileIO | None = None
+        self._sizes: list[int] = []  # of the records in the file of pictures that is being filled
+        self._sealed: list[Sealed] = []
+        self._any = False  # whether the folder holds work that is worth keeping
         self._records: list[Record] = []
-        self._hashes: list[str] = []
+        self._hashes: list[tuple[str, str]] = []  # of the pixels and of the stored bytes
         self._skipped: list[tuple[int, str]] = []
-        self._shard: BinaryIO | None = None
         self._files: dict[str, dict[str, object]] = {}
         names = [*FIXED_COLUMNS, *sections, *labels]
         for name in names:
@@ -90,11 +97,18 @@ class StoreWriter:
     def __enter__(self) -> StoreWriter:
         with self._storage():
             self.out.parent.mkdir(parents=True, exist_ok=True)
-            self._lock_file = _take_lock(self._lock, self.out)
             try:
-                self._refuse_existing()
-                shutil.rmtree(self._partial, ignore_errors=True)  # of a run that was killed
-                self._partial.mkdir()
+                self._lock_file = take_lock(self._lock, wait=False)
+            except BlockingIOError as error:
+                raise UserError(f"another prepare is writing {self.out}: wait for it, or name another --out") from error
+            try:
+                refuse_existing(self.out)
+                self.partial.mkdir(exist_ok=True)
+                if not all(_OURS.fullmatch(path.name) for path in self.partial.iterdir()):
+                    raise UserError(
+                        f"{self.partial} holds files that prepare does not write: move it, or name another --out"
+                    )
+                self._any = (self.partial / JOURNAL).exists()
             except BaseException:
                 self._release()
                 raise
@@ -103,26 +117,76 @@ class StoreWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self._shard is not None:
+        for file in (self._shard, self._journal):
             with contextlib.suppress(OSError):
-                self._shard.close()
-        shutil.rmtree(self._partial, ignore_errors=True)
+                if file is not None:
+                    file.close()
+        if error is None or isinstance(error, UserError) or not self._any:
+            shutil.rmtree(self.partial, ignore_errors=True)
         self._release()
+
+    def earlier_plan(self) -> str | None:
+        """The plan of an attempt that ended early; None where there was none, or nothing of it can be read."""
+        return read_plan(self.partial)
+
+    def resume(self, plan: str, unchanged: Callable[[int, Done], bool]) -> list[Done]:
+        """Begins, behind what an earlier attempt at the same plan did, if there was one. Before all else.
+
+        Returns what became of the first images of the plan: `put` goes on behind them, and `add` is still due for
+        those that were kept. `unchanged(n, done)` tells whether image n would still be read from the same files.
+        """
+        with self._storage():
+            found = Held()
+            if plan and self.earlier_plan() == plan:
+                found = held(self.partial, self._encoding, unchanged)
+            self._begin(plan, found)
+        return found.done
+
+    def _begin(self, plan: str, found: Held) -> None:
+        filling = self._filling(len(found.sealed)).name
+        keep = {JOURNAL, *(file.name for file in found.sealed), *([filling] if found.filling else [])}
+        for path in self.partial.iterdir():
+            if path.name not in keep:
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        self._journal = Journal(self.partial, plan, found.lines)
+        self._sealed, self._sizes, self._any = list(found.sealed), list(found.filling), bool(found.done)
+        if self._sizes:
+            self._shard = self._filling(len(self._sealed)).open("r+b", buffering=0)
+            self._shard.seek(self._encoding.head_bytes + sum(self._sizes))
+            self._shard.truncate()
+            if len(self._sizes) == SHARD_RECORDS:
+                self._seal()
 
     def append(self, record: Record, pixels: np.ndarray) -> None:
         """Adds a record with its pixels, uint8 [320, 320, C]."""
         if pixels.shape != (SIDE, SIDE, self.channels) or pixels.dtype != np.uint8:
             raise ValueError(f"pixels {pixels.dtype} {pixels.shape}, expected uint8 {(SIDE, SIDE, self.channels)}")
-        data = pixels.tobytes()
+        done, data = encoded(pixels, self.encoding, n_tokens=record.n_tokens)
+        self.put(done, data)
+        self.add(record, done)
+
+    def put(self, done: Done, data: bytes) -> Done:
+        """Writes what became of the next image, and its stored bytes (none where it was left out). Returns `done`."""
         with self._storage():
-            if self._shard is None:
-                self._shard = (self._partial / shard_name(len(self._records) // SHARD_RECORDS)).open("w+b")
-                self._shard.write(b"\0" * _HEADER_BYTES)
-            self._shard.write(data)
-            self._records.append(record)
-            self._hashes.append(hashlib.sha256(data).hexdigest())
-            if len(self._records) % SHARD_RECORDS == 0:
-                self._close_shard()
+            if self._journal is None:
+                self._begin("", Held())
+            assert self._journal is not None
+            if not done.reason:
+                if self._shard is None:
+                    self._shard = self._filling(len(self._sealed)).open("w+b", buffering=0)
+                    self._shard.write(b"\0" * self._encoding.head_bytes)
+                _write_all(self._shard, data)
+                self._sizes.append(len(data))
+            self._journal.done(done)
+            self._any = True
+            if len(self._sizes) == SHARD_RECORDS:
+                self._seal()
+        return done
+
+    def add(self, record: Record, done: Done) -> None:
+        """Adds the row of a record that was put; in the same order."""
+        self._records.append(record)
+        self._hashes.append((done.image_sha256, done.stored_sha256))
 
     def skip(self, source_row: int, reason: str) -> None:
         """Lists a source row that is left out."""
@@ -133,9 +197,20 @@ class StoreWriter:
         store into place.
         """
         with self._storage():
-            if self._shard is not None:
-                self._close_shard()
-            self._write_table()
+            if self._journal is None:
+                self._begin("", Held())
+            if self._sizes:
+                self._seal()
+            self._files |= {file.name: {"bytes": file.bytes, "sha256": file.sha256} for file in self._sealed}
+            with self._new_file(TABLE) as file:
+                write_table(
+                    file,
+                    self._records,
+                    self._hashes,
+                    sections=self.sections,
+                    labels=self.labels,
+                    synthetic=self.synthetic,
+                )
             with self._new_file(SKIPPED) as file:
                 for row, reason in sorted(self._skipped):
                     file.write((json.dumps({"row": row, "reason": reason}) + "\n").encode())
@@ -146,118 +221,75 @@ class StoreWriter:
                 "format": FORMAT_NAME,
                 "format_version": FORMAT_VERSION,
                 "synthetic": self.synthetic,
-                "encoding": "raw",
+                "encoding": self.encoding,
+                **({self.encoding: self._encoding.card} if self._encoding.card else {}),
                 "records": len(self._records),
                 "side": SIDE,
                 "channels": self.channels,
                 "shard_records": SHARD_RECORDS,
-                "splits": self._counts(),
+                "splits": split_counts(self._records),
                 "sections": list(self.sections),
                 **manifest,
                 "files": self._files,
             }
-            with (self._partial / MANIFEST).open("wb") as file:
+            with (self.partial / MANIFEST).open("wb") as file:
                 file.write((json.dumps(whole, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode())
                 _sync(file)
-            _sync_folder(self._partial)
-            self._partial.rename(self.out)
+            _sync_folder(self.partial)
+            (self.partial / JOURNAL).unlink()
+            self.partial.rename(self.out)
             _sync_folder(self.out.parent)
 
-    def _counts(self) -> dict[str, dict[str, int]]:
-        splits: dict[str, tuple[list[str], set[str], set[str]]] = {}
-        for record in self._records:
-            ids, studies, patients = splits.setdefault(record.split, ([], set(), set()))
-            ids.append(record.id)
-            studies.add(record.study)
-            patients.add(record.patient)
-        return {
-            name: {"records": len(ids), "studies": len(studies), "patients": len(patients)}
-            for name, (ids, studies, patients) in splits.items()
-        }
+    def _filling(self, index: int) -> Path:
+        return self.partial / shard_name(index, self._encoding.filling_suffix)
 
-    def _write_table(self) -> None:
-        rows = self._records
-        columns: dict[str, pa.Array] = {
-            name: pa.array([getattr(row, name) for row in rows], pa.string())
-            for name in ("id", "study", "patient", "split", "view", "text")
-        }
-        for name in self.sections:
-            columns[name] = pa.array([row.sections.get(name, "") for row in rows], pa.string())
-        columns["n_tokens"] = pa.array([row.n_tokens for row in rows], pa.int32())
-        for name in self.labels:
-            columns[name] = pa.array([row.labels.get(name) for row in rows], pa.float32())
-        columns["source_row"] = pa.array([row.source_row for row in rows], pa.int64())
-        columns["image_sha256"] = pa.array(self._hashes, pa.string())
-        table = pa.table(columns).replace_schema_metadata({"synthetic": "true" if self.synthetic else "false"})
-        with self._new_file(TABLE) as file:
-            pq.write_table(table, file, compression="snappy", row_group_size=65536)
-
-    def _close_shard(self) -> None:
+    def _seal(self) -> None:
         assert self._shard is not None
-        count = (len(self._records) - 1) % SHARD_RECORDS + 1
-        header = io.BytesIO()
-        shape = (count, SIDE, SIDE, self.channels)
-        np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": shape})
-        assert header.tell() == _HEADER_BYTES  # numpy pads headers to 64 bytes; this one fits in two of them
-        self._shard.seek(0)
-        self._shard.write(header.getvalue())
-        _sync(self._shard)
+        assert self._journal is not None
         self._shard.close()
         self._shard = None
-        self._list_file(shard_name((len(self._records) - 1) // SHARD_RECORDS))
+        filling = self._filling(len(self._sealed))
+        out = self.partial / shard_name(len(self._sealed), self._encoding.suffix)
+        self._encoding.seal(filling, self._sizes, self.channels, out)
+        sealed = Sealed(out.name, out.stat().st_size, file_sha256(out))
+        self._journal.sealed(sealed)
+        if filling != out:
+            filling.unlink()
+        self._sealed.append(sealed)
+        self._sizes = []
 
     @contextlib.contextmanager
     def _new_file(self, name: str) -> Iterator[BinaryIO]:
-        with (self._partial / name).open("wb") as file:
+        with (self.partial / name).open("wb") as file:
             yield file
             _sync(file)
         self._list_file(name)
 
     def _list_file(self, name: str) -> None:
-        path = self._partial / name
+        path = self.partial / name
         self._files[name] = {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
-
-    def _refuse_existing(self) -> None:
-        if not self.out.exists():
-            return
-        if not self.out.is_dir() or any(self.out.iterdir()):  # renaming replaces an empty folder
-            raise UserError(f"{self.out} already exists: name another --out, or remove it first")
 
     @contextlib.contextmanager
     def _storage(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:
-            raise StorageError(f"{self.out}: cannot write the store: {error.strerror or error}") from error
+            reason = error.strerror or str(error)
+            remedy = ""
+            if self._any:
+                remedy = f"; what is done is kept in {self.partial}, and the same command goes on from there"
+            raise StorageError(f"{self.out}: cannot write the store: {reason}{remedy}") from error
 
     def _release(self) -> None:
         if self._lock_file is not None:
-            self._lock.unlink(missing_ok=True)  # while still held, so that nobody holds a lock on a name that is gone
-            os.close(self._lock_file)
+            release_lock(self._lock, self._lock_file)
             self._lock_file = None
 
 
-def _take_lock(path: Path, out: Path) -> int:
-    while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            os.close(descriptor)
-            raise UserError(f"another prepare is writing {out}: wait for it, or name another --out") from error
-        except OSError as error:
-            # Some cluster file systems are mounted without locks; two runs at once then stay the user's to
-            # avoid.
-            if error.errno not in (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK):
-                os.close(descriptor)
-                raise
-            return descriptor
-        try:
-            if os.stat(path).st_ino == os.fstat(descriptor).st_ino:
-                return descriptor
-        except FileNotFoundError:
-            pass
-        os.close(descriptor)  # its last holder removed the name between our open and our lock
+def _write_all(file: io.FileIO, data: bytes) -> None:
+    rest = memoryview(data)
+    while rest:  # an unbuffered file may take a part, as at the end of a disk
+        rest = rest[file.write(rest) :]
 
 
 def _sync(file: BinaryIO) -> None:

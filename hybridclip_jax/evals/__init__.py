@@ -13,8 +13,8 @@ from hybridclip_jax.evals.zero_shot import ZeroShot
 class Evaluator(Protocol):
     """One entry of `config.evals`: what is measured, and on which store.
 
-    Built by EVALUATORS[protocol](name, entry, tokenizer, context=..., image_size=...), which raises UserError for
-    whatever the entry or its store gets wrong, so that nothing is left to fail at the first evaluation.
+    Built by EVALUATORS[protocol](name, entry, tokenizer, context=..., image_size=..., open_store=...), which raises
+    UserError for whatever the entry or its store gets wrong, so that nothing is left to fail at the first evaluation.
     """
 
     store: Store

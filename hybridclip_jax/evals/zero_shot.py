@@ -10,7 +10,7 @@ the missing scale matters there.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -34,10 +34,19 @@ class ZeroShot:
     store without labels, for labels outside 0 and 1, and for a prompt longer than the context.
     """
 
-    def __init__(self, name: str, config: Any, tokenizer: Tokenizer, *, context: int, image_size: int) -> None:
+    def __init__(
+        self,
+        name: str,
+        config: Any,
+        tokenizer: Tokenizer,
+        *,
+        context: int,
+        image_size: int,
+        open_store: Callable[[str], Store] = Store.open,
+    ) -> None:
         self.name = name
         self.image_size = image_size
-        self.store = Store.open(config["data"])
+        self.store = open_store(config["data"])
         self.labels = tuple(self.store.label_names)
         if not self.labels:
             raise UserError(

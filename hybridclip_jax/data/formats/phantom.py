@@ -10,7 +10,6 @@ import PIL.Image
 
 from hybridclip_jax.data import phantom as drawing
 from hybridclip_jax.data import phantom_report as writing
-from hybridclip_jax.data.formats.base import Format, Source, Study
 from hybridclip_jax.data.phantom_findings import (
     DIFFICULTIES,
     LABELS,
@@ -21,6 +20,7 @@ from hybridclip_jax.data.phantom_findings import (
     labels,
     patient_of,
 )
+from hybridclip_jax.data.study import Format, Source, Study
 from hybridclip_jax.errors import UserError
 
 
@@ -87,4 +87,10 @@ def _read(args: argparse.Namespace) -> Source:
     )
 
 
-FORMAT = Format(name="phantom", add_arguments=_add_arguments, read=_read)
+FORMAT = Format(
+    "phantom",
+    _add_arguments,
+    _read,
+    describe="drawn chest phantoms with written reports, in place of a dataset",
+    example="--seed 1 --count 4000",
+)

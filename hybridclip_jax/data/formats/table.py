@@ -1,5 +1,5 @@
-"""Reads a CSV, TSV or JSON-lines file into named text columns; every complaint names the row, never a cell's
-content.
+"""Reads a CSV, TSV or JSON-lines file, gzipped or not, into named text columns; every complaint names the row,
+never a cell's content.
 """
 
 from __future__ import annotations
@@ -7,8 +7,11 @@ from __future__ import annotations
 import codecs
 import csv
 import dataclasses
+import gzip
 import io
 import json
+import re
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +20,16 @@ from hybridclip_jax.errors import UserError
 SUFFIXES = (".csv", ".tsv", ".tab", ".jsonl", ".ndjson")
 _JSON = (".jsonl", ".ndjson")
 _TABS = (".tsv", ".tab")
+_GZIP = b"\x1f\x8b"
+_LINE = re.compile(r"[^\r\n]+(?:\r\n?|\n)?|\r\n?|\n")
+_LONGEST_NAME = 80  # characters
+_DATA = re.compile(
+    r".*\.(?:png|jpe?g|dcm|dicom|tiff?|bmp|gif|webp|txt|nii|gz)|.*[a-z_-]\d{6,}.*|.*\d{9,}.*|.*[\d.]{12,}.*"
+    r"|.*\.|.*\n.*",
+    re.I | re.S,
+)
+# Tables shrink 3 to 20 times; what unpacks to far more is no table and would fill the memory.
+_MOST_UNPACKED = (64_000_000, 100)  # bytes in any case, times the packed size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +42,19 @@ class Table:
     columns: tuple[str, ...]
     rows: list[list[str]]
 
+    def positions(self, *names: str) -> tuple[int, ...]:
+        """Where these columns are; UserError that names those missing and those there."""
+        missing = [name for name in names if name not in self.columns]
+        if missing:
+            raise UserError(
+                f"{self.path} lacks column {', '.join(map(repr, missing))}. It has {', '.join(map(repr, self.columns))}"
+            )
+        return tuple(self.columns.index(name) for name in names)
+
+    def position(self, name: str) -> int | None:
+        """Where this column is, None when the table has none."""
+        return self.columns.index(name) if name in self.columns else None
+
 
 def find_table(source: Path) -> Path:
     """`source` itself, or the one table in that folder; UserError when there is none or more than one."""
@@ -36,36 +62,65 @@ def find_table(source: Path) -> Path:
         return source
     if not source.is_dir():
         raise UserError(f"{source}: no such table; give --source a CSV, TSV or JSONL file, or a folder that holds one")
-    tables = sorted(path for path in source.iterdir() if path.is_file() and path.suffix.lower() in SUFFIXES)
+    tables = sorted(path for path in source.iterdir() if path.is_file() and _suffix(path) in SUFFIXES)
     if not tables:
-        raise UserError(f"{source} holds no table ({', '.join(SUFFIXES)}): give --source the file itself")
+        raise UserError(f"{source} holds no table ({', '.join(SUFFIXES)}; or .gz): give --source the file itself")
     if len(tables) > 1:
         names = ", ".join(path.name for path in tables)
         raise UserError(f"{source} holds {len(tables)} tables ({names}): give --source one of them")
     return tables[0]
 
 
+def _suffix(path: Path) -> str:
+    inner = path.with_suffix("") if path.suffix.lower() == ".gz" else path
+    return inner.suffix.lower()
+
+
 def read_table(path: Path) -> Table:
-    """The whole table. UTF-8 with or without a byte order mark.
+    """The whole table. UTF-8 with or without a byte order mark; gzip is known by its first bytes, JSON lines by
+    the suffix.
 
     JSON-lines values become text: null and NaN are blank, true is 1, false is 0; a column is any key of any
     line.
 
     Raises:
-        UserError: unreadable, not UTF-8, empty, a repeated column name, a row with more or fewer fields than
-            the header, a quote left open, a line that is not a JSON object, or a value that is a list or an
-            object.
+        UserError: unreadable, damaged gzip, not UTF-8, empty, a repeated column name, a row with more or fewer
+            fields than the header, a quote left open, a line that is not a JSON object, or a value that is a list
+            or an object.
     """
+    return _read(path, json_lines=_suffix(path) in _JSON)
+
+
+def read_json_lines(path: Path) -> Table:
+    """As `read_table`, for a JSON-lines file with any suffix."""
+    return _read(path, json_lines=True)
+
+
+def _read(path: Path, json_lines: bool) -> Table:
     try:
         raw = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
-    json_lines = path.suffix.lower() in _JSON
+    if raw.startswith(_GZIP):
+        raw = _unpack(path, raw)
     text = _decode(path, raw, json_lines)
+    del raw  # tables of reports are hundreds of megabytes
     columns, rows = _read_json_lines(path, text) if json_lines else _read_delimited(path, text)
     if not rows:
         raise UserError(f"{path} is empty: it has no data rows")
     return Table(path, columns, rows)
+
+
+def _unpack(path: Path, packed: bytes) -> bytes:
+    most = max(_MOST_UNPACKED[0], _MOST_UNPACKED[1] * len(packed))
+    try:
+        with gzip.GzipFile(fileobj=io.BytesIO(packed)) as file:
+            raw = file.read(most + 1)
+    except (EOFError, OSError, zlib.error) as error:
+        raise UserError(f"{path} is a truncated or damaged gzip file: copy or download it again") from error
+    if len(raw) > most:
+        raise UserError(f"{path} unpacks to more than {most / 1e6:.0f} MB, too much for a table: unpack it yourself")
+    return raw
 
 
 def _decode(path: Path, raw: bytes, json_lines: bool) -> str:
@@ -91,9 +146,11 @@ def _decode(path: Path, raw: bytes, json_lines: bool) -> str:
 def _reader(path: Path, text: str, *, strict: bool = True) -> Iterator[list[str]]:
     header = text.split("\n", 1)[0]
     # open_clip's tables are tab separated whatever their name.
-    tabs = path.suffix.lower() in _TABS or ("\t" in header and "," not in header)
+    tabs = _suffix(path) in _TABS or ("\t" in header and "," not in header)
     # Not strict, the rows behind a quote left open would become part of one cell in silence.
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter="\t" if tabs else ",", strict=strict)
+    # Line by line from the text itself: io.StringIO would hold four bytes a character of it.
+    lines = (match.group() for match in _LINE.finditer(text))
+    reader = csv.reader(lines, delimiter="\t" if tabs else ",", strict=strict)
     done = 0
     try:
         for fields in reader:
@@ -106,6 +163,9 @@ def _reader(path: Path, text: str, *, strict: bool = True) -> Iterator[list[str]
 def _read_delimited(path: Path, text: str) -> tuple[tuple[str, ...], list[list[str]]]:
     reader = (fields for fields in _reader(path, text) if fields)  # a blank line is no row
     columns = tuple(name.strip() for name in next(reader, []))
+    if not all(map(is_name, columns)):
+        # Before any name is repeated in a message or a manifest: these may be a patient's.
+        raise UserError(f"{path}: its first row looks like data: put the names of the columns in a row before it")
     for name in columns:
         if name and columns.count(name) > 1:
             raise UserError(f"{path}: the header names column {name!r} twice: rename one")
@@ -134,10 +194,12 @@ def _read_json_lines(path: Path, text: str) -> tuple[tuple[str, ...], list[list[
         if not isinstance(record, dict):
             raise UserError(f"{path} row {row} (line {line_number}) is not a JSON object: one object a line")
         for name, value in record.items():
+            if not is_name(name):
+                raise UserError(f"{path} row {row} (line {line_number}) has data for a key: give each value a name")
             if isinstance(value, list | dict):
                 raise UserError(f"{path} row {row}: {name!r} is a list or an object: make it a text or a number")
             columns.setdefault(name)
-        texts = {name: _as_text(value) for name, value in record.items()}
+        texts = {name: as_text(value) for name, value in record.items()}
         try:
             json.dumps(texts, ensure_ascii=False).encode()
         except UnicodeEncodeError as error:
@@ -148,7 +210,13 @@ def _read_json_lines(path: Path, text: str) -> tuple[tuple[str, ...], list[list[
     return tuple(columns), [[record.get(name, "") for name in columns] for record in records]
 
 
-def _as_text(value: object) -> str:
+def is_name(text: str) -> bool:
+    """Whether a text may be the name of a column: not a file, a sentence, a long number or a long text."""
+    return len(text) <= _LONGEST_NAME and _DATA.fullmatch(text) is None
+
+
+def as_text(value: object) -> str:
+    """A JSON value as a cell: null and NaN are blank, true is 1, false is 0."""
     if value is None or value != value:
         return ""
     if isinstance(value, bool):

@@ -39,7 +39,7 @@ class Study:
     not a lambda.
     """
 
-    source_row: int  # 1-based data row of the source: the only locator allowed in logs
+    source_row: int  # 1-based data row of the source, the only locator allowed in logs; images of one row share it
     id: str  # raw, as are study and patient: hashed with the user's key before anything is written
     study: str
     patient: str
@@ -49,6 +49,7 @@ class Study:
     sections: dict[str, str]  # parts of the report by name ("findings", "impression"); may be empty
     labels: dict[str, float | None]  # 1.0, 0.0, -1.0 (uncertain, as in CheXpert), None = blank
     load_image: Callable[[], PIL.Image.Image]
+    licence: str = ""  # of this record, where the source tells it for each
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,12 +63,21 @@ class Source:
     public_ids: bool  # True: ids hashed with a published constant key, so that everyone's store is the same
     synthetic: bool  # True: every artefact made from it says so
     notes: dict[str, str]  # how the source was read; printed, and kept in the manifest under "source"
+    colour: bool = False  # the pictures are coloured (histology, figures): three channels unless the user says grey
+    text_optional: bool = False  # an evaluation set without reports: its rows are kept with the text ""
 
 
 @dataclasses.dataclass(frozen=True)
 class Format:
-    """A reader: its name, the function that adds its flags (none required) and the function that reads."""
+    """A reader: its name, the function that adds its flags (none required) and the function that reads.
+
+    `read` gets the flags of every format in one namespace; `text` there is never None.
+    """
 
     name: str
     add_arguments: Callable[[argparse._ActionsContainer], None]
     read: Callable[[argparse.Namespace], Source]  # raises UserError for what the user can mend
+    describe: str  # one line: what its owners ship and where from
+    example: str  # the flags of a real call after `hybridclip prepare --format NAME`, without --out
+    paths: frozenset[str] = frozenset()  # which of "source", "images", "reports", "labels" it takes; others are refused
+    text: str = "report"  # which part of the report is paired with the image unless the user says
