@@ -5,7 +5,9 @@ Each fault of data, weights or devices is raised here, as a UserError, before th
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -13,7 +15,8 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from hybridclip_jax import modelfolder, models, objectives, optim, selection, sharding, state, step
+from hybridclip_jax import logs, modelfolder, models, objectives, optim, selection, sharding, state, step
+from hybridclip_jax.data import audit, stage
 from hybridclip_jax.data import store as stores
 from hybridclip_jax.data.loader import TrainStream
 from hybridclip_jax.data.sentences import names_sides
@@ -204,10 +207,15 @@ def encoders(built: Model, placement: Any, mesh: Mesh, config: Any) -> Encode:
     return Encode(jitted(images), jitted(texts), config.batch_size)
 
 
+def _open_store(config: Any, spec: str) -> Store:
+    with contextlib.closing(logs.Bars("megabyte")) as bars:
+        return stage.open_staged(spec, config.data.stage_dir, progress=functools.partial(bars, "stage"), say=print)
+
+
 def _train_store(config: Any) -> Store:
     if not config.data.train:
         raise UserError("data.train is empty: name a store, e.g. --config.data.train=STORE:train")
-    return Store.open(config.data.train)
+    return _open_store(config, config.data.train)
 
 
 def _evaluators(config: Any, tokenizer: Tokenizer, train: Store) -> dict[str, Evaluator]:
@@ -224,9 +232,11 @@ def _evaluators(config: Any, tokenizer: Tokenizer, train: Store) -> dict[str, Ev
             tokenizer,
             context=config.model.text.context,
             image_size=config.data.image_size,
+            open_store=functools.partial(_open_store, config),
         )
         _refuse_other_pixels(name, evaluator.store, train)
-        _refuse_leak(name, evaluator.store, train)
+        if not config.data.allow_overlap:
+            _refuse_leak(name, evaluator.store, train)
         evaluators[name] = evaluator
     # Asked now: a misspelt or undefined select.metric must not wait for the first evaluation.
     lines = [{"step": 0, "split": f"eval/{name}", **evaluator.at_chance()} for name, evaluator in evaluators.items()]
@@ -249,14 +259,20 @@ def _refuse_other_pixels(name: str, held_out: Store, train: Store) -> None:
 
 
 def _refuse_leak(name: str, held_out: Store, train: Store) -> None:
-    if stores.check_comparable(held_out, train) != "comparable":
-        return
-    shared = stores.patient_overlap(held_out, train)
-    if shared:
+    if shared := _shared(held_out, train):
         raise UserError(
-            f"evals.{name}.data = {held_out.spec}: {shared} of its patients are in {train.spec} as well; "
-            "evaluate on patients that are not trained on (stores of different sources need different --namespace)"
+            f"evals.{name}.data = {held_out.spec}: {shared} are in {train.spec} as well; evaluate on patients that are "
+            "not trained on (stores of different sources need different --namespace), or, where it is meant, give "
+            "--config.data.allow_overlap=True"
         )
+
+
+def _shared(held_out: Store, train: Store) -> str:
+    """What of an evaluation is trained on, in words; empty where nothing is known to be."""
+    images, patients = audit.shared_images(held_out, train), 0
+    if stores.check_comparable(held_out, train) == "comparable":
+        patients = stores.patient_overlap(held_out, train)
+    return " and ".join(f"{n} of its {what}" for n, what in ((patients, "patients"), (images, "images")) if n)
 
 
 def _weights(config: Any, built: Model, tokenizer: Tokenizer) -> dict[str, modelfolder.Tower]:
@@ -326,6 +342,11 @@ def _warnings(config: Any, store: Store, evaluators: dict[str, Evaluator]) -> li
             "them; turn it off with --noconfig.data.flip"
         )
     for name, evaluator in evaluators.items():
+        if config.data.allow_overlap and (shared := _shared(evaluator.store, store)):
+            found.append(
+                f"evals.{name}.data = {evaluator.store.spec}: {shared} are trained on (data.allow_overlap is on): its "
+                "values say nothing about other patients"
+            )
         if evaluator.store.namespace != store.namespace:
             found.append(
                 f"evals.{name}.data = {evaluator.store.spec}: not comparable by id with {store.spec} (their "

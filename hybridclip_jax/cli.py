@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 import sys
 
-from hybridclip_jax.commands import bench, budget, prepare, report
+from hybridclip_jax.commands import bench, budget, doctor, prepare, report
 from hybridclip_jax.errors import run_or_exit
 
-COMMANDS = {"prepare": prepare, "report": report, "budget": budget, "bench": bench}
+COMMANDS = {"prepare": prepare, "doctor": doctor, "report": report, "budget": budget, "bench": bench}
 
 
 def build_parser() -> argparse.ArgumentParser:

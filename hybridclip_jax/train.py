@@ -20,6 +20,7 @@ from hybridclip_jax import accounting, build, chance, logs, modelfolder, report,
 from hybridclip_jax import config as configs
 from hybridclip_jax.build import Job
 from hybridclip_jax.checkpoint import Checkpoints
+from hybridclip_jax.data import audit
 from hybridclip_jax.data.loader import Batch
 from hybridclip_jax.errors import RunStopped, UserError
 from hybridclip_jax.evals.encode import Work
@@ -79,6 +80,7 @@ class _Run:
         self.writer = logs.MetricsWriter(self.workdir, start or None)
         self.bar = logs.Progress(self.config.steps, "train", "step", initial=start)
         try:
+            self._write_audit()
             self._write_summary(start, finished=start == self.config.steps)
             if start:
                 self._mend_best(start, state)
@@ -148,6 +150,12 @@ class _Run:
             print(f"warning: {warning}")
         if start:
             print(f"resuming at step {start:,}")
+
+    def _write_audit(self) -> None:
+        """Without near copies, which take minutes to hours: `hybridclip doctor` looks for those."""
+        stores = [self.job.store, *(evaluator.store for evaluator in self.job.evaluators.values())]
+        distinct = {(store.fingerprint, store.split): store for store in stores}
+        rundir.write_json(self.workdir / "audit.json", audit.examine(list(distinct.values())))
 
     def _prediction(self, start: int) -> str:
         widths = [self.job.stream.batch(start + i).tokens.shape[1] for i in range(3)]

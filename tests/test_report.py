@@ -19,7 +19,8 @@ from hybridclip_jax.commands import report as command
 from hybridclip_jax.errors import StorageError, UserError, run_or_exit
 from hybridclip_jax.logs import MetricsWriter, read_metrics
 from hybridclip_jax.report import end_table, render
-from hybridclip_jax.report.charts import Series, line_chart, thin, ticks
+from hybridclip_jax.report.audit import share
+from hybridclip_jax.report.charts import Series, bar_chart, line_chart, thin, ticks
 
 CHANCE = math.log(64)
 LABELS = ("cardiomegaly", "pleural effusion left", "nodule")
@@ -207,6 +208,77 @@ def test_a_run_without_summary_or_choice_still_has_a_page(tmp_path: Path) -> Non
     assert "No step has been chosen yet" in text
     assert "AUROC by label at step 40" in text
     assert "The command was not recorded" in text
+
+
+def audit_of(*names: str) -> dict[str, Any]:
+    """What the page shows of an audit of splits with three copies and a shared text."""
+    where = {"record": 4, "source_row": 5}
+    split = {
+        "records": 200,
+        "studies": 150,
+        "patients": 90,
+        "patients_known": True,
+        "tokens": {"median": 61.0, "beyond": {"77": 30, "128": 0}},
+        "images": {"distinct": 197, "constant": [where], "duplicates": [[where] * 3, [where] * 2]},
+        "texts": {"without": 0, "studies_with_a_repeated_text": 12},
+        "near_copies": None,
+    }
+    pair = {
+        "a": names[0],
+        "b": names[-1],
+        "patients": None,
+        "studies": None,
+        "ids_why": "not comparable by id: different namespaces",
+        "images": 0,
+        "images_why": None,
+        "texts": 7,
+        "near_copies": None,
+    }
+    return {"splits": [split | {"name": name} for name in names], "pairs": [pair], "problems": []}
+
+
+def test_the_audit_of_a_run_is_in_its_page(tmp_path: Path) -> None:
+    workdir = make_run(tmp_path / "run")
+    assert "repeated text" not in page_of(workdir).text
+    (workdir / "audit.json").write_text(json.dumps(audit_of("stores/a:train", "stores/b:val")))
+    text = page_of(workdir).text
+    assert "stores/a:train 200 150 90 3 1 not looked for 0 12 61 15.0% 0%" in text
+    both = "stores/a:train and stores/b:val"
+    assert f"{both} not comparable not comparable 0 not looked for 7" in text
+    assert f"not comparable by id: different namespaces: {both}." in text
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"splits": {}}, "splits is {}; it must be a list"),
+        ({"splits": [{"name": 3}]}, "splits[0].name is 3; it must be text"),
+        ({"problems": None}, "problems is null; it must be a list of texts"),
+    ],
+)
+def test_a_damaged_audit_is_the_users_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], change: dict[str, Any], said: str
+) -> None:
+    workdir = make_run(tmp_path / "run")
+    (workdir / "audit.json").write_text(json.dumps(audit_of("a", "b") | change))
+    assert f"audit.json: {said}; restore it, or delete it" in refusal(workdir, capsys)
+
+
+@pytest.mark.parametrize(
+    ("part", "whole", "shown"),
+    [(0, 9, "0%"), (9, 9, "100%"), (1, 9999, "0.1%"), (9998, 9999, "99.9%"), (1, 8, "12.5%"), (0, 0, "0%")],
+)
+def test_a_share_is_0_or_100_only_where_it_is(part: int, whole: int, shown: str) -> None:
+    assert share(part, whole) == shown
+
+
+def test_bars_stand_as_high_as_their_counts() -> None:
+    svg = bar_chart([0, 16, 32], [10, 0, 5], title="t", x_label="tokens")
+    heights = numbers(r"v-?([\d.]+)h", svg)
+    assert heights[0] == 2 * heights[2] > heights[1] == 0
+    assert "<title>0 to 15: 10</title>" in svg
+    assert "<title>32 and more: 5</title>" in svg
+    assert "<svg" in bar_chart([0, 1], [0, 0], title="t", x_label="x"), "no records, no division by zero"
 
 
 def test_rendering_again_gives_the_same_bytes_and_leaves_nothing_else(tmp_path: Path) -> None:

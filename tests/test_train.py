@@ -18,12 +18,14 @@ from typing import Any
 
 import jax
 import numpy as np
+import PIL.Image
 import pytest
 from tripwire import Tripwire
 
 import hybridclip_jax as hc
 from hybridclip_jax import build, cli, logs, modelfolder, rundir, train
 from hybridclip_jax import config as configs
+from hybridclip_jax.data.store import Store
 from hybridclip_jax.errors import RunStopped, UserError
 
 ROOT = Path(__file__).parents[1]
@@ -115,6 +117,9 @@ def test_a_run_leaves_what_scripts_rely_on(finished: Path) -> None:
     assert summary["finished"] and summary["step"] == 8 and summary["synthetic"]
     assert json.loads((finished / "config.json").read_text())["batch_size"] == 16
     assert "synthetic" in (finished / "report.html").read_text()
+    audit = json.loads((finished / "audit.json").read_text())
+    assert [split["name"].rpartition(":")[2] for split in audit["splits"]] == ["train", "val"]
+    assert (audit["pairs"][0]["patients"], audit["problems"]) == (0, [])
     assert any((finished / "tb").iterdir())
 
 
@@ -272,7 +277,7 @@ def test_a_damaged_checkpoint_is_spoken_of(
 
 
 def test_another_seed_is_another_run(finished: Path, config_file: Path, tmp_path: Path) -> None:
-    run(config_file, tmp_path / "other", "seed=1")
+    run(config_file, tmp_path / "other", "seed=1", "steps=4", "mesh.data=1")
     assert reproducible(tmp_path / "other")[0]["loss"] != reproducible(finished)[0]["loss"]
 
 
@@ -290,7 +295,7 @@ def test_eight_devices_log_the_losses_of_one(finished: Path, config_file: Path, 
         ("data.train={store}:tarin", "tarin"),
         ("batch_size=4096", "4096.* records"),
         ("batch_size=12", "12 does not divide among 8 devices.* one of 1, 2, 3, 4, 6$"),
-        ("evals.bare.data={store}:train", "patients are in"),
+        ("evals.bare.data={store}:train", "of its patients and "),
         ("evals.bare.data=", "evals.bare.data is empty"),
         ("evals.bare.protocol=magic", "chexzero"),
         ("select.metric=bare/auroc/maen", "did you mean auroc/mean"),
@@ -307,6 +312,29 @@ def test_faults_end_before_the_first_step(
         run(config_file, tmp_path / "run", override.format(store=phantom_store))
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "run").exists()  # the corrected command may use the folder
+
+
+def test_an_evaluation_on_images_that_are_trained_on_is_refused_unless_it_is_meant(
+    config_file: Path, phantom_store: Path, tmp_path: Path
+) -> None:
+    """The images of another namespace: no id tells, the pixels do."""
+    images, rows = tmp_path / "images", []
+    images.mkdir()
+    store = Store.open(f"{phantom_store}:train")
+    for row in range(12):
+        PIL.Image.fromarray(store.image(row)[..., 0]).save(images / f"{row}.png")
+        rows.append(f"{row}.png,No nodule.,p{row},{row % 2}\n")
+    (images / "table.csv").write_text("image,text,patient,Nodule\n" + "".join(rows))
+    other = tmp_path / "other"
+    parsed = cli.parse(["prepare", "--format", "csv", "--source", str(images), "--out", str(other)])
+    assert not parsed.run(parsed)
+    says = r"evals\.bare\.data = .*other: 12 of its images are in .*:train as well; .*data\.allow_overlap=True"
+    with pytest.raises(UserError, match=says):
+        run(config_file, tmp_path / "run", f"evals.bare.data={other}")
+    overrides = [f"--config.evals.bare.data={other}", "--config.data.allow_overlap=True"]
+    job = build.job(configs.load(str(config_file), overrides))
+    (warning,) = (warning for warning in job.warnings if "allow_overlap" in warning)
+    assert "12 of its images are trained on (data.allow_overlap is on)" in warning
 
 
 def test_a_store_on_which_the_metric_is_undefined_is_refused(config_file: Path, tmp_path: Path) -> None:
@@ -366,5 +394,5 @@ def test_a_run_at_chance_is_told_so_and_can_be_stopped(
 def test_flip_with_texts_that_name_sides_is_warned_of(
     config_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run(config_file, tmp_path / "flip", "data.flip=True", "steps=1")
+    run(config_file, tmp_path / "flip", "data.flip=True", "steps=1", "mesh.data=1")
     assert re.search(r"warning: data.flip is on and \d+% of the texts name left or right", capsys.readouterr().out)

@@ -1,4 +1,4 @@
-"""Line charts as inline SVG: no script, no font, colours from the page's style sheet."""
+"""Line and bar charts as inline SVG: no script, no font, colours from the page's style sheet."""
 
 from __future__ import annotations
 
@@ -106,6 +106,48 @@ def line_chart(
     if mark:
         anchor, dx = ("start", -3) if px(mark[0]) < WIDTH / 2 else ("end", 3)
         parts.append(element("text", mark[1], x=px(mark[0]) + dx, y=TOP - 9, text_anchor=anchor, class_="marked"))
+    return element(
+        "svg",
+        element("title", title),
+        parts,
+        viewBox=f"0 0 {WIDTH} {HEIGHT}",
+        role="img",
+        aria_label=title,
+        class_="chart",
+    )
+
+
+def bar_chart(left_edges: Sequence[float], counts: Sequence[int], *, title: str, x_label: str) -> Markup:
+    """An SVG histogram: bars of equal width from each left edge on; the last holds all from its edge on."""
+    width = left_edges[1] - left_edges[0]
+    x_low, x_high = left_edges[0], left_edges[-1] + width
+    most = max(*counts, 1)
+
+    def px(x: float) -> float:
+        return round(LEFT + (WIDTH - LEFT - RIGHT) * (x - x_low) / (x_high - x_low), 1)
+
+    def height(y: float) -> float:
+        return round((HEIGHT - TOP - BOTTOM) * y / most, 1)
+
+    bottom = HEIGHT - BOTTOM
+    parts: list[Markup] = []
+    for y in (y for y in ticks(0, most) if y == round(y)):
+        at = bottom - height(y)
+        parts.append(element("line", x1=LEFT, x2=WIDTH - RIGHT, y1=at, y2=at, class_="grid"))
+        parts.append(element("text", f"{y:,.0f}", x=LEFT - 6, y=at + 4, text_anchor="end"))
+    for i, (edge, count) in enumerate(zip(left_edges, counts, strict=True)):
+        last = i == len(counts) - 1
+        said = f"{edge:,.0f} and more: {count:,}" if last else f"{edge:,.0f} to {edge + width - 1:,.0f}: {count:,}"
+        bar = element("title", said)
+        x, wide = px(edge), max(px(edge + width) - px(edge) - 1, 0.5)
+        where = f"M{x:g} {bottom}v{-height(count):g}h{wide:g}V{bottom}z"
+        parts.append(element("g", bar, element("path", d=where), class_="bars"))
+    for x in ticks(x_low, x_high, 6):
+        parts.append(element("text", f"{x:,.0f}", x=px(x), y=bottom + 18, text_anchor="middle"))
+    parts.append(
+        element("text", x_label, x=(LEFT + WIDTH - RIGHT) / 2, y=HEIGHT - 4, text_anchor="middle", class_="quiet")
+    )
+    parts.append(element("line", x1=LEFT, x2=WIDTH - RIGHT, y1=bottom, y2=bottom, class_="axis"))
     return element(
         "svg",
         element("title", title),

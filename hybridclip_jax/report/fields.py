@@ -36,7 +36,14 @@ class Each:
     shape: Shape
 
 
-Shape: TypeAlias = Plain | Maybe | Each | Mapping[str, "Shape"]
+@dataclasses.dataclass(frozen=True)
+class Items:
+    """A list whose items all have one shape."""
+
+    shape: Shape
+
+
+Shape: TypeAlias = Plain | Maybe | Each | Items | Mapping[str, "Shape"]
 
 
 def _is_number(value: object) -> bool:
@@ -56,6 +63,7 @@ INTERVAL = Plain(
     "two numbers", lambda value: isinstance(value, list) and len(value) == 2 and all(map(_is_number, value))
 )
 
+LIST = Plain("a list", lambda value: isinstance(value, list))
 TEXTS = Plain("a list of texts", lambda value: isinstance(value, list) and all(isinstance(v, str) for v in value))
 
 CONFIG: Shape = {
@@ -91,6 +99,33 @@ SUMMARY: Shape = {
     "command": Maybe(TEXT),
     "warnings": Maybe(TEXTS),
 }
+# What the page shows of an audit; it holds more.
+AUDIT: Shape = {
+    "splits": Items(
+        {
+            "name": TEXT,
+            "records": WHOLE,
+            "studies": WHOLE,
+            "patients": WHOLE,
+            "patients_known": FLAG,
+            "tokens": {"median": NUMBER, "beyond": Each(WHOLE)},
+            "images": {"distinct": WHOLE, "constant": LIST, "duplicates": LIST},
+            "texts": {"without": WHOLE, "studies_with_a_repeated_text": WHOLE},
+            "near_copies": Maybe(LIST),
+        }
+    ),
+    "pairs": Items(
+        {
+            "a": TEXT,
+            "b": TEXT,
+            **dict.fromkeys(("patients", "studies", "images"), Maybe(WHOLE)),
+            **dict.fromkeys(("ids_why", "images_why"), Maybe(TEXT)),
+            "texts": WHOLE,
+            "near_copies": Maybe(LIST),
+        }
+    ),
+    "problems": TEXTS,
+}
 # Of a line of metrics.jsonl what the report draws, by its name or by what stands before its "/". An evaluator may log
 # more, of any kind.
 LINE: Mapping[str, Shape] = {
@@ -107,6 +142,7 @@ FILES = {
     "config.json": (CONFIG, "restore it, or train anew in another --workdir"),
     "best.json": (BEST, "restore it, or delete it: the report then shows the last evaluation"),
     "summary.json": (SUMMARY, WRITTEN_AT_START),
+    "audit.json": (AUDIT, WRITTEN_AT_START),
 }
 
 
@@ -146,6 +182,11 @@ def _fault(value: Any, shape: Shape, field: str) -> str:
         return "" if value is None else _fault(value, shape.shape, field)
     if isinstance(shape, Plain):
         return "" if shape.fits(value) else f"{field} is {_shown(value)}; it must be {shape.words}"
+    if isinstance(shape, Items):
+        if not isinstance(value, list):
+            return f"{field} is {_shown(value)}; it must be a list"
+        faults = (_fault(item, shape.shape, f"{field}[{i}]") for i, item in enumerate(value))
+        return next(filter(None, faults), "")
     if not isinstance(value, dict):
         return f"{field} is {_shown(value)}; it must be an object" if field else "holds no JSON object"
     parts = dict.fromkeys(value, shape.shape) if isinstance(shape, Each) else shape

@@ -6,7 +6,7 @@ import html
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-VOID = {"meta", "br", "line", "path", "circle", "rect"}
+VOID = {"meta", "br", "img", "line", "path", "circle", "rect"}
 
 
 class Markup(str):

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from hybridclip_jax.logs import duration
 from hybridclip_jax.report.charts import Series, line_chart, thin
+from hybridclip_jax.report.document import document
 from hybridclip_jax.report.markup import Markup, element, join
 from hybridclip_jax.report.run import Run, evaluations, labels
-from hybridclip_jax.report.style import CSS
 from hybridclip_jax.report.tables import (
     config_section,
     data_section,
@@ -28,7 +26,7 @@ from hybridclip_jax.rundir import write_whole
 def render(workdir: Path) -> Path:
     """Writes `workdir/report.html` from the run's JSON files alone and returns its path.
 
-    They are config.json, metrics.jsonl and, where there are any, best.json and summary.json. The page loads
+    They are config.json, metrics.jsonl and, where there are any, best.json, summary.json and audit.json. The page loads
     nothing and runs no script. Raises UserError where the folder holds no run, no logged step or a file that a run
     does not write so, StorageError when the disk refuses.
     """
@@ -39,16 +37,6 @@ def render(workdir: Path) -> Path:
 
 
 def page(run: Run) -> str:
-    style_hash = base64.b64encode(hashlib.sha256(CSS.encode()).digest()).decode()
-    policy = f"default-src 'none'; style-src 'sha256-{style_hash}'; base-uri 'none'; form-action 'none'"
-    head = element(
-        "head",
-        element("meta", charset="utf-8"),
-        element("meta", http_equiv="Content-Security-Policy", content=policy),
-        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        element("title", f"{run.name}: hybridclip report"),
-        element("style", Markup(CSS)),
-    )
     body = element(
         "main",
         _header(run),
@@ -63,7 +51,7 @@ def page(run: Run) -> str:
         config_section(run),
         reproduce_section(run),
     )
-    return f"<!doctype html>\n{element('html', head, element('body', body), lang='en')}\n"
+    return document(f"{run.name}: hybridclip report", body)
 
 
 def _header(run: Run) -> Markup:

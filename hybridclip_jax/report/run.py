@@ -57,13 +57,14 @@ def at_step(lines: Sequence[Mapping[str, Any]], step: int | None) -> Mapping[str
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """The files of a run's folder, each of its shape in `fields`; `best` and `summary` are empty until written."""
+    """The files of a run's folder, each of its shape in `fields`; those after `metrics` are empty until written."""
 
     workdir: Path
     config: dict[str, Any]
     metrics: list[dict[str, Any]]
     best: dict[str, Any]
     summary: dict[str, Any]
+    audit: dict[str, Any]
 
     @classmethod
     def read(cls, workdir: Path) -> Run:
@@ -76,8 +77,9 @@ class Run:
             raise UserError(f"{workdir / METRICS_FILE}: no step is logged yet; let the run reach its first logged step")
         for line in metrics:
             fields.check_line(workdir / METRICS_FILE, line)
-        config, best, summary = (fields.read(workdir / f"{name}.json") for name in ("config", "best", "summary"))
-        return cls(workdir, config, metrics, best, summary)
+        names = ("config", "best", "summary", "audit")
+        config, best, summary, audit = (fields.read(workdir / f"{name}.json") for name in names)
+        return cls(workdir, config, metrics, best, summary, audit)
 
     @property
     def name(self) -> str:

@@ -49,6 +49,11 @@ svg.bar { width: 130px; height: 10px; display: block; }
 svg.bar rect { fill: var(--rule); }
 svg.bar .fill { fill: var(--main); }
 svg.bar line { stroke: var(--ink); }
+svg .bars path { fill: var(--main); }
+.thumbs { display: flex; flex-wrap: wrap; gap: 10px; }
+.thumbs figure { display: flex; gap: 2px; flex-wrap: wrap; max-width: 262px; }
+.thumbs figcaption { flex-basis: 100%; }
+.thumbs img { width: 128px; height: 128px; background: #000; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .9375rem; }
 th, td { text-align: left; vertical-align: top; padding: 5px 14px 5px 0;

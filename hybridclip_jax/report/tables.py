@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from hybridclip_jax.logs import duration
+from hybridclip_jax.report.audit import pairs_table, splits_table
 from hybridclip_jax.report.markup import Markup, element, pairs, table
 from hybridclip_jax.report.run import Run, at_step, evaluations, labels, shown_step, value_or_why
 from hybridclip_jax.report.words import count, figures, number, text
@@ -93,7 +94,8 @@ def data_section(run: Run) -> Markup:
         )
         for use, store in stores
     ]
-    return element("section", element("h2", "Data"), table(head, rows))
+    audited = [splits_table(run.audit), pairs_table(run.audit)] if run.audit else []
+    return element("section", element("h2", "Data"), table(head, rows), audited)
 
 
 def work_section(run: Run) -> Markup:
