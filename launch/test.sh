@@ -30,7 +30,8 @@ check() {
 check "ruff" ruff check .
 check "formatting" ruff format --check .
 check "mypy" mypy
-check "pytest" pytest ${which_tests[@]+"${which_tests[@]}"} ${arguments[@]+"${arguments[@]}"}
+# Two workers, as a worker takes up to 4 GB; a file's tests stay together, for what they share is dear to make.
+check "pytest" pytest -n 2 --dist loadfile ${which_tests[@]+"${which_tests[@]}"} ${arguments[@]+"${arguments[@]}"}
 if ((${#failed[@]})); then
   echo "failed: ${failed[*]}" >&2
   exit 1

@@ -20,8 +20,9 @@ from hybridclip_jax import cli
 
 @pytest.fixture(scope="session", autouse=True)
 def compilation_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Tests share compiled programs; subprocesses they start read the same folder."""
-    folder = str(tmp_path_factory.mktemp("xla-cache"))
+    """Tests share compiled programs; subprocesses they start read the same folder, and so do pytest's workers."""
+    base = tmp_path_factory.getbasetemp()
+    folder = str((base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "xla-cache")
     os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"

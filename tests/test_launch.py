@@ -64,13 +64,13 @@ def test_every_check_runs_and_a_failed_one_fails_the_whole(tmp_path: Path, recor
         "-m ruff check .",
         "-m ruff format --check .",
         "-m mypy",
-        "-m pytest -m not slow -k tokenizer or store",
+        "-m pytest -n 2 --dist loadfile -m not slow -k tokenizer or store",
     ]
     Path(recorder["RECORD"]).unlink()
     done = run(script, "--slow", cwd=tmp_path, FAIL_ON="ruff check", **recorder)
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1] == "failed: ruff"
-    assert recorded(recorder)[-1] == "-m pytest"  # the others still ran
+    assert recorded(recorder)[-1] == "-m pytest -n 2 --dist loadfile"  # the others still ran
 
 
 @pytest.mark.parametrize(("flags", "name"), [((), "demo"), (("--short",), "demo_short")])
