@@ -3,8 +3,9 @@
     python -m hybridclip_jax.main --config=configs/hybrid_cxr.py --workdir=runs/hybrid \\
         --config.data.train=STORE:train --config.evals.external.data=OTHER_STORE:test
 
-Pretrained towers: convert them (README, "Weights in and out"; the image tower with --input-norm clip, the text tower
-keeps its file's context) and add --config.model.image.weights=DIR --config.model.text.weights=DIR.
+Pretrained towers: convert them (README, "Weights in and out") and add --config.model.image.weights=DIR
+--config.model.text.weights=DIR. The image tower: --input-norm clip, so that DINOv3 sees its own statistics. The text
+tower: --context 512, as published ones have 77 positions; or keep their 77 with --config.model.text.context=77.
 
 Cost: `hybridclip budget --config=configs/hybrid_cxr.py` prints 149.7 M parameters, about 14.9 TFLOP a step at the
 full 512 tokens and 0.0043 PF-days for the 25,000 steps.

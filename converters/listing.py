@@ -44,7 +44,16 @@ ROWS = (
         "its repository's drive folder",
         "MIT",
         "0.3 to 0.6 GB",
-        "to-jax best_64_5e-05_original_22000_0.864.pt --activation quick_gelu --statistics chexzero --out weights/chex",
+        "to-jax best_64_5e-05_original_22000_0.864.pt --activation quick_gelu --statistics chexzero --context 512 "
+        "--out weights/chexzero",
+    ),
+    (
+        "clip-openai",
+        "Long-CLIP B, L (248 tokens)",
+        "hub: BeichenZhang/LongCLIP-*, .pt",
+        "as stated there",
+        "B: 0.3 to 0.6 GB",
+        "to-jax longclip-B.pt --activation quick_gelu --out weights/longclip",
     ),
     (
         "clip-openai",
@@ -63,8 +72,16 @@ ROWS = (
         "to-jax vinid/plip --colour --out weights/plip",
     ),
     (
+        "hybrid-hf",
+        "what to-hf wrote, trained on or not",
+        "you",
+        "DINOv3 License",
+        "B/16: 0.6 GB",
+        "to-jax mine-hf --out weights/mine",
+    ),
+    (
         "clip-text-hf",
-        "CLIPTextModelWithProjection",
+        "CLIPTextModelWithProjection, CLIPTextModel",
         "hub",
         "as stated there",
         "B: 0.25 GB",

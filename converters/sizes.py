@@ -14,8 +14,13 @@ Sizes = TypeVar("Sizes")
 
 def count(names: Iterable[str], prefix: str) -> int:
     """Blocks numbered after `prefix`: one more than the highest number, 0 where there is none."""
-    numbers = (re.match(re.escape(prefix) + r"(\d+)\.", name) for name in names)
+    numbers = (re.match(re.escape(prefix) + r"(\d{1,6})\.", name) for name in names)
     return max((int(found[1]) + 1 for found in numbers if found), default=0)
+
+
+def side(positions: int) -> int:
+    """Places along one side of the square that a table of positions covers, without the class token's."""
+    return round(max(positions - 1, 0) ** 0.5)
 
 
 def match(source: Source, what: str, table: Mapping[str, Sizes], found: Mapping[str, Any]) -> tuple[str, Sizes]:

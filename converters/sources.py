@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,18 +15,25 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from converters import torch_file
+from converters.torch_zip import shown
+from hybridclip_jax import modelfolder
 from hybridclip_jax.errors import UserError
 
 INDEX = "model.safetensors.index.json"
 SAFETENSORS = "model.safetensors"
-# The only names that are ever fetched from the hub.
-HUB_FILES = ["config.json", "preprocessor_config.json", "*.safetensors", INDEX]
+OLDER = "pytorch_model.bin"
+CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
+# The only names that are ever fetched from the hub, OLDER where a repository has no safetensors.
+HUB_FILES = [CONFIG, PREPROCESSOR, "*.safetensors", INDEX]
+# An index of 7B's arrays has 0.1 MB.
+MAX_JSON = 16 << 20
+_ENDINGS = (".safetensors", ".pt", ".pth", ".bin")
+FLOATS_ONLY = "weights are read in float32, float16, bfloat16 or float64, quantised ones are not"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_FLOATS = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
+FLOATS = frozenset(map(np.dtype, _FLOATS.values()))
 _DTYPES = {
-    "F64": np.float64,
-    "F32": np.float32,
-    "F16": np.float16,
-    "BF16": ml_dtypes.bfloat16,
+    **_FLOATS,
     "I64": np.int64,
     "I32": np.int32,
     "BOOL": np.bool_,
@@ -67,9 +75,19 @@ class Source:
     preprocessor: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     torchscript: bool = False
 
+    def shape(self, name: str, dims: int) -> tuple[int, ...]:
+        """The shape of an array that must have `dims` sizes, none of them 0. Raises KeyError where it is missing."""
+        found = self.tensors[name].shape
+        if len(found) != dims or 0 in found:
+            raise UserError(f"{self.name}: {name} has shape {found}; this layout needs {dims} sizes above 0")
+        return found
+
     def part(self, field: str) -> Mapping[str, Any]:
         """A part of the config, such as `text_config`; of a config of one tower, all of it."""
-        return self.config.get(field, self.config)
+        found = self.config.get(field, self.config)
+        if not isinstance(found, dict):
+            raise UserError(f"{self.name}: config.json: {field} is no JSON object; download it again")
+        return found
 
     def agrees(self, field: str, wanted: Any, part: str = "") -> None:
         """Raises UserError where the config states another value; a config that says nothing agrees."""
@@ -88,7 +106,7 @@ def open_source(src: str) -> Source:
         return _folder(path, str(src))
     if path.is_file():
         return _file(path)
-    if _HUB_ID.fullmatch(src):
+    if _HUB_ID.fullmatch(src) and path.suffix not in _ENDINGS:
         return _folder(_download(src), src)
     raise UserError(f"{src}: no such file or folder, and not a hub id such as facebook/dinov3-vitb16-pretrain-lvd1689m")
 
@@ -97,45 +115,92 @@ def _download(hub_id: str) -> Path:
     from huggingface_hub import snapshot_download  # seconds to import, and only hub ids need it
 
     try:
-        return Path(snapshot_download(hub_id, allow_patterns=HUB_FILES))
+        folder = Path(snapshot_download(hub_id, allow_patterns=HUB_FILES))
+        if not list(folder.glob("*.safetensors")):
+            folder = Path(snapshot_download(hub_id, allow_patterns=[*HUB_FILES, OLDER]))
+        return folder
     except Exception as error:  # the library has dozens of kinds, and says which in one sentence
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
-            f"{hub_id}: could not be fetched from the hub ({reason}); check the name, accept its licence there, log in "
-            "with `hf auth login`, or give a folder that holds its files"
+            f"{hub_id}: no such folder here, and not fetched from the hub ({reason}); check the name, accept its "
+            "licence there, log in with `hf auth login`, or give a folder that holds its files"
         ) from error
 
 
 def _folder(folder: Path, name: str) -> Source:
-    if (folder / INDEX).is_file():
-        shards = _json(folder / INDEX).get("weight_map", {})
-        files = sorted({folder / shard for shard in shards.values() if "/" not in str(shard)})
+    config, preprocessor = (_json(folder / file) for file in (CONFIG, PREPROCESSOR))
+    if os.path.lexists(folder / INDEX):
+        files = _shards(folder / INDEX)
+    elif os.path.lexists(folder / SAFETENSORS):
+        files = [folder / SAFETENSORS]
     else:
-        files = [folder / SAFETENSORS] if (folder / SAFETENSORS).is_file() else sorted(folder.glob("*.safetensors"))
+        files = sorted(folder.glob("*.safetensors"))
+    if not files and (folder / OLDER).is_file():
+        tensors, _ = _torch(folder / OLDER)
+        return Source(name, tensors, (folder / OLDER,), config, preprocessor)
+    if (folder / modelfolder.CARD).is_file():
+        raise UserError(f"{name}: is a model folder already; to-hf takes it back to transformers")
     if not files:
         raise UserError(
-            f"{name}: no {SAFETENSORS} in it; give the folder of the hub's files, or the .pt or .pth file itself"
+            f"{name}: no {SAFETENSORS} in it, nor {OLDER}; give the folder of the hub's files, or the .pt or .pth "
+            "file itself"
         )
-    tensors: dict[str, Tensor] = {}
+    return Source(name, _together(files), tuple(files), config, preprocessor)
+
+
+def _shards(index: Path) -> list[Path]:
+    """The files that an index names, all of them there and beside it."""
+    named = _json(index).get("weight_map")
+    if not isinstance(named, dict) or not named:
+        raise UserError(f"{index}: has no weight_map of names to files; download it again")
+    for shard in named.values():
+        if not isinstance(shard, str) or not shard.endswith(".safetensors") or Path(shard).name != shard:
+            raise UserError(f"{index}: names {shown(str(shard))}, which is no file beside it; download it again")
+    files = [index.with_name(shard) for shard in sorted(set(named.values()))]
     for path in files:
         if not path.is_file():
-            raise UserError(f"{name}: {path.name} is missing, which {INDEX} names; download it")
-        tensors |= _safetensors(path)
-    return Source(
-        name, tensors, tuple(files), _json(folder / "config.json"), _json(folder / "preprocessor_config.json")
-    )
+            raise UserError(f"{path}: is missing, which {INDEX} names; download it")
+    return files
+
+
+def _together(files: list[Path]) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = {}
+    for path in files:
+        found = _safetensors(path)
+        twice = sorted(tensors.keys() & found.keys())
+        if twice:
+            raise UserError(
+                f"{path}: holds {shown(twice[0])}, which another file beside it holds too; remove one of them"
+            )
+        tensors |= found
+    return tensors
 
 
 def _file(path: Path) -> Source:
+    """A file by itself; one of the hub's with the settings that lie beside it."""
+    if path.suffix in (".safetensors", ".bin"):
+        config, preprocessor = (_json(path.with_name(name)) for name in (CONFIG, PREPROCESSOR))
+    else:
+        config, preprocessor = {}, {}
     if path.suffix == ".safetensors":
-        config, preprocessor = (_json(path.parent / name) for name in ("config.json", "preprocessor_config.json"))
         return Source(str(path), _safetensors(path), (path,), config, preprocessor)
+    tensors, torchscript = _torch(path)
+    return Source(str(path), tensors, (path,), config, preprocessor, torchscript)
+
+
+def _torch(path: Path) -> tuple[Mapping[str, Tensor], bool]:
+    """(arrays, whether the file is a TorchScript archive)."""
     tree = torch_file.read(path)
+    torchscript = isinstance(tree, torch_file.Module)
     try:
-        tensors = torch_file.state_dict(tree)
+        return torch_file.state_dict(tree), torchscript
     except UserError as error:
+        if torchscript:
+            raise UserError(
+                f"{path}: a TorchScript archive without named weights, as torch.jit.freeze leaves it; convert the "
+                "archive that was frozen"
+            ) from error
         raise UserError(f"{path}: {error}") from error
-    return Source(str(path), tensors, (path,), torchscript=isinstance(tree, torch_file.Module))
 
 
 def _safetensors(path: Path) -> dict[str, Tensor]:
@@ -146,7 +211,9 @@ def _safetensors(path: Path) -> dict[str, Tensor]:
                 piece = file.get_slice(name)
                 kind = piece.get_dtype()
                 if kind not in _DTYPES:
-                    raise UserError(f"{path}: {name} is stored as {kind}; convert it to float32, float16 or bfloat16")
+                    raise UserError(
+                        f"{path}: {shown(name)} is stored as {kind}; convert it to float32, float16 or bfloat16"
+                    )
                 found[name] = _SafeTensor(path, name, np.dtype(_DTYPES[kind]), tuple(piece.get_shape()))
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path}: damaged or not safetensors ({error}); download it again") from error
@@ -154,11 +221,18 @@ def _safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
+    """The object in a file; empty where there is none of that name."""
+    if not os.path.lexists(path):
         return {}
+    if not path.is_file():
+        raise UserError(f"{path}: is a folder, or a link to nothing; download it again")
+    if path.stat().st_size > MAX_JSON:
+        raise UserError(
+            f"{path}: has {path.stat().st_size:,} bytes, such a file at most {MAX_JSON:,}; download it again"
+        )
     try:
         body = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not JSON ({error}); download it again") from error
     if not isinstance(body, dict):
         raise UserError(f"{path}: holds no JSON object; download it again")

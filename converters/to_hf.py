@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
+from converters import outputs, to_jax
 from converters.layouts import clip, dinov3
 from converters.layouts.base import LINEAR, Leaf, leaf
 from hybridclip_jax import modelfolder, models
 from hybridclip_jax.data.tokenizer import Tokenizer
-from hybridclip_jax.errors import UserError
+from hybridclip_jax.errors import StorageError, UserError
 from hybridclip_jax.models.clip_vit import ClipVitConfig
 from hybridclip_jax.models.dinov3 import DinoV3Config
 
@@ -41,27 +43,58 @@ class Export:
 def export(folder: Path, out: Path) -> str:
     """Writes `out` from a model folder; returns the name of the class that loads it.
 
-    Raises UserError where `out` exists, the folder is damaged, or transformers has no such model.
+    Raises UserError where `out` exists, the folder is damaged, or transformers has no such model, and StorageError
+    where the disk refuses; nothing is left then.
     """
+    outputs.check(out, folder)
     params, card = modelfolder.load(folder)
-    if out.exists():
-        raise UserError(f"{out}: exists already; name another --out, or remove it")
-    made = _export(folder, card)
+    made, settings = _checked_export(folder, card, params)
     arrays = {item.stored: item.way.join([params[name] for name in item.names]) for item in made.leaves}
     arrays |= {name: np.zeros(shape, np.float32) for name, shape in made.zeros.items()}
     partial = out.with_name(f"{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # what a kill left of an earlier attempt
-    partial.mkdir(parents=True)
-    held = {name: np.asarray(array, order="C") for name, array in arrays.items()}
-    save_file(held, partial / "model.safetensors", metadata={"format": "pt"})
-    _write(partial / "config.json", made.config)
-    if card.kind != "image":
-        _write_tokenizer(partial, Tokenizer(card.tokenizer["vocab_size"]), card.architecture["context"])
-    if card.kind != "text":
-        _write(partial / "preprocessor_config.json", _preprocessor(card.preprocessing))
-    (partial / "README.md").write_text(_model_card(made, card), encoding="utf-8")
-    partial.rename(out)
+    try:
+        shutil.rmtree(partial, ignore_errors=True)  # what a kill left of an earlier attempt
+        partial.mkdir(parents=True)
+        held = {name: np.asarray(array, order="C") for name, array in arrays.items()}
+        save_file(held, partial / "model.safetensors", metadata={"format": "pt"})
+        for name, text in settings.items():
+            (partial / name).write_text(text, encoding="utf-8")
+        partial.rename(out)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise StorageError(f"{out}: the folder could not be written: {error}") from error
     return made.model_class
+
+
+def _checked_export(
+    folder: Path, card: modelfolder.Card, params: Mapping[str, np.ndarray]
+) -> tuple[Export, dict[str, str]]:
+    """(what to write of the arrays, the other files by name).
+
+    Raises UserError where the card is not of these parameters: what is written would not load, or compute else."""
+    for which, known in (("image", models.IMAGE_ENCODERS), ("text", models.TEXT_ENCODERS)):
+        if card.architecture.get(which) not in (None, *known):
+            raise UserError(f"{folder}: unknown {which} architecture {card.architecture[which]!r}")
+    try:
+        wanted = to_jax.targets(card.kind, card.architecture)
+        made = _export(folder, card)
+        for name in sorted(wanted.keys() | params.keys()):
+            have = params[name].shape if name in params else "nothing"
+            if have != wanted.get(name, "nothing"):
+                need = wanted.get(name, "nothing")
+                raise UserError(f"{folder}: {name} is {have} in the folder and {need} in the architecture")
+        return made, _settings(made, card)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{folder}/{modelfolder.CARD}: damaged card: {error}") from error
+
+
+def _settings(made: Export, card: modelfolder.Card) -> dict[str, str]:
+    found = {"config.json": _json(made.config), "README.md": _model_card(made, card)}
+    if card.kind != "image":
+        found |= _tokenizer_files(Tokenizer(card.tokenizer["vocab_size"]), card.architecture["context"])
+    if card.kind != "text":
+        found["preprocessor_config.json"] = _json(_preprocessor(card.preprocessing))
+    return found
 
 
 def _export(folder: Path, card: modelfolder.Card) -> Export:
@@ -123,7 +156,9 @@ def _text(card: modelfolder.Card) -> tuple[dict[str, Any], list[Leaf]]:
         eos_token_id=sizes.end_token,
         pad_token_id=sizes.end_token,
     )
-    return config.to_dict(), clip.hub_text_leaves("text_model.", sizes.depth)
+    stretched = card.source.get("position_stretch")  # travels along, so that no one stretches twice unawares
+    told = config.to_dict() | ({"position_stretch": stretched} if stretched else {})
+    return told, clip.hub_text_leaves("text_model.", sizes.depth)
 
 
 def _hybrid(sizes: DinoV3Config, card: modelfolder.Card) -> Export:
@@ -185,19 +220,21 @@ def _preprocessor(card: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _write_tokenizer(folder: Path, tokenizer: Tokenizer, context: int) -> None:
+def _tokenizer_files(tokenizer: Tokenizer, context: int) -> dict[str, str]:
     ids, merges = tokenizer.vocabulary()
-    (folder / "vocab.json").write_text(json.dumps(ids, ensure_ascii=False), encoding="utf-8")
-    (folder / "merges.txt").write_text("#version: 0.2\n" + "".join(f"{line}\n" for line in merges), encoding="utf-8")
     start, end = "<|startoftext|>", "<|endoftext|>"
     special = {"bos_token": start, "eos_token": end, "unk_token": end, "pad_token": end}
     settings = {"tokenizer_class": "CLIPTokenizer", "model_max_length": context, "do_lower_case": True, **special}
-    _write(folder / "tokenizer_config.json", settings)
-    _write(folder / "special_tokens_map.json", special)
+    return {
+        "vocab.json": json.dumps(ids, ensure_ascii=False),
+        "merges.txt": "#version: 0.2\n" + "".join(f"{line}\n" for line in merges),
+        "tokenizer_config.json": _json(settings),
+        "special_tokens_map.json": _json(special),
+    }
 
 
-def _write(path: Path, body: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(body, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+def _json(body: Mapping[str, Any]) -> str:
+    return json.dumps(body, indent=2, sort_keys=True) + "\n"
 
 
 def _model_card(made: Export, card: modelfolder.Card) -> str:
@@ -223,4 +260,7 @@ def _model_card(made: Export, card: modelfolder.Card) -> str:
             f"Texts: at most {card.architecture['context']} tokens. Repair and unescape them first as CLIP did "
             "(`ftfy.fix_text`, `html.unescape` twice): transformers' tokenizer does not, and differs on such texts.",
         ]
+        stretched = card.source.get("position_stretch")
+        if stretched:
+            lines += ["", f"Positions: stretched from {stretched['from']} to {stretched['to']}, {stretched['method']}."]
     return "\n".join(lines) + "\n"

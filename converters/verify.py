@@ -8,9 +8,11 @@ import numpy as np
 
 import hybridclip_jax as hc
 from converters import statistics, to_jax
+from converters.layouts import LAYOUTS
 from converters.statistics import STATISTICS, Statistics
 from hybridclip_jax import modelfolder
 from hybridclip_jax.data import pixels
+from hybridclip_jax.data.study import RecordError
 from hybridclip_jax.errors import UserError
 from hybridclip_jax.logs import table
 
@@ -43,25 +45,33 @@ def verify(folder: Path, *, source: str | None = None, image: str | None = None)
 
 
 def _same_as(folder: Path, params: dict[str, np.ndarray], card: modelfolder.Card, source: str) -> str:
-    made = card.source
-    if "layout" not in made:
+    if "layout" not in card.source:
         raise UserError(f"{folder}: was not converted from a file; leave --source out")
-    again = to_jax.convert(source, options_of(card))
-    for name, value in again.params.items():
-        if name not in params or not np.array_equal(params[name], value):
+    again = to_jax.convert(source, options_of(folder, card))
+    for name in sorted(params.keys() | again.params.keys()):
+        here, there = params.get(name), again.params.get(name)
+        if here is None or there is None or not np.array_equal(here, there):
             raise UserError(f"{folder}: {name} is not what {source} gives; convert it again")
     return f"source: {source} gives every one of them again, to the last bit"
 
 
-def options_of(card: modelfolder.Card) -> to_jax.Options:
-    """The flags that made a converted folder."""
-    made, norm = card.source, None
-    asked = made["statistics"] if made["statistics"] in STATISTICS else None
-    if made["statistics_folded_from"]:
-        seen = Statistics(tuple(card.preprocessing["mean"]), tuple(card.preprocessing["std"]))
-        norm = next(name for name, known in STATISTICS.items() if statistics.same(known, seen))
-    activation = made["activation"] if made["layout"] == "clip-openai" else None
-    return to_jax.Options(layout=made["layout"], activation=activation, statistics=asked, input_norm=norm)
+def options_of(folder: Path, card: modelfolder.Card) -> to_jax.Options:
+    """The flags that made a converted folder. Raises UserError where its card does not tell them."""
+    made = card.source
+    try:
+        norm = None
+        if made["statistics_folded_from"]:
+            seen = Statistics(tuple(card.preprocessing["mean"]), tuple(card.preprocessing["std"]))
+            norm = next(name for name, known in STATISTICS.items() if statistics.same(known, seen))
+        return to_jax.Options(
+            layout=made["layout"] if made["layout"] in LAYOUTS else None,
+            activation=made["activation"] if made["layout"] == "clip-openai" else None,
+            statistics=made["statistics"] if made["statistics"] in STATISTICS else None,
+            input_norm=norm,
+            context=made.get("context"),
+        )
+    except (KeyError, TypeError, ValueError, StopIteration) as error:
+        raise UserError(f"{folder}/{modelfolder.CARD}: damaged card: its source says too little ({error!r})") from error
 
 
 def _known_values(folder: Path, card: modelfolder.Card, image: Path) -> list[str]:
@@ -69,14 +79,23 @@ def _known_values(folder: Path, card: modelfolder.Card, image: Path) -> list[str
         raise UserError(f"{folder}: the published values are of {KNOWN_ARCH}; leave --image out")
     import PIL.Image
 
-    picture = pixels.open_image(image).convert("RGB").resize((224, 224), PIL.Image.Resampling.BILINEAR)
-    values = np.asarray(picture, np.float32) / 255
+    try:
+        picture = pixels.open_image(image)
+    except RecordError as error:
+        raise UserError(f"{image}: {error.reason}; name the picture 000000039769.jpg of COCO val2017") from error
+    small = picture.convert("RGB").resize((224, 224), PIL.Image.Resampling.BILINEAR)
+    values = np.asarray(small, np.float32) / 255
     mean, std = (np.asarray(card.preprocessing[key], np.float32) for key in ("mean", "std"))
     found = hc.load(folder, batch_size=1).image_features(((values - mean) / std)[None])[0, : len(KNOWN)]
     rows = [
         [place, f"{known:.6f}", f"{ours:.6f}", f"{abs(known - ours):.1e}"]
         for place, (known, ours) in enumerate(zip(KNOWN, found, strict=True))
     ]
-    far = bool(np.max(np.abs(found - np.array(KNOWN))) > KNOWN_WITHIN)
-    verdict = f"within {KNOWN_WITHIN:g}: {'NO, these are other weights or another image' if far else 'yes'}"
-    return [table(["value", "published", "ours", "difference"], rows), verdict]
+    shown = table(["value", "published", "ours", "difference"], rows)
+    if np.max(np.abs(found - np.array(KNOWN))) > KNOWN_WITHIN:
+        print(shown)
+        raise UserError(
+            f"{folder}: its values are further than {KNOWN_WITHIN:g} from the published ones (listed above): other "
+            f"weights than {KNOWN_ARCH}'s of LVD-1689M, trained on, or another picture"
+        )
+    return [shown, f"within {KNOWN_WITHIN:g} of the published values"]

@@ -26,6 +26,8 @@ TOWERS = {
 }
 
 PATCH_BIAS = "image/patch_embed/bias"
+POSITIONS = "text/pos_embedding"
+STRETCH = ", or convert it again with `python -m converters to-jax SRC --out DIR --context {context}`"
 SET_STATISTICS = "; set data.mean and data.std to the folder's"
 FOLD = "; convert it with `python -m converters to-jax SRC --out DIR --input-norm clip`, or set data.mean and data.std"
 
@@ -168,8 +170,17 @@ def tower(
         have = held[name].shape if name in held else "nothing"
         need = wanted.get(name, "nothing")
         if have != need:
-            raise UserError(f"{folder}: {name} is {have} in the folder and {need} in this model")
+            remedy = _context_remedy(have, need) if name == POSITIONS else ""
+            raise UserError(f"{folder}: {name} is {have} in the folder and {need} in this model{remedy}")
     return Tower(held, stated_fingerprint(folder), card.licence)
+
+
+def _context_remedy(have: Any, need: Any) -> str:
+    """What to do about two tables of positions that differ in nothing but their number."""
+    if not (isinstance(have, tuple) and isinstance(need, tuple) and have[1:] == need[1:]):
+        return ""
+    said = f"; set model.text.context={have[0]}"
+    return said + STRETCH.format(context=need[0]) if have[0] < need[0] else said
 
 
 def stated_fingerprint(folder: str | Path) -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import jax
 import numpy as np
@@ -18,7 +19,7 @@ import torch
 from flax import nnx
 
 from hybridclip_jax import models, state
-from hybridclip_jax.models.dinov3 import DinoV3
+from hybridclip_jax.models import layers
 
 TOLERANCE = {"mild": 2e-5, "stress": 5e-4}
 
@@ -112,14 +113,16 @@ def towers(make: Callable[[], nnx.Module]) -> Callable[[Flat, Any], list[jax.Arr
 
     @jax.jit
     def outputs(arrays: Any, values: Any) -> list[jax.Array]:
-        tower = state.bind(static, arrays)
-        x = tower.embed(values)
-        found = [x]
-        extra = (tower.rotation(values),) if isinstance(tower, DinoV3) else ()
-        for block in tower.blocks:
-            x = block(x, *extra)
-            found.append(x)
-        whole = tower(values)
+        found: list[jax.Array] = []
+
+        def recorded(block: Any, x: Any, *args: Any, remat: bool) -> Any:
+            found.extend([x] if not found else [])
+            found.append(block(x, *args))
+            return found[-1]
+
+        # Of the one forward pass, not of blocks called one by one: that would be another tower, and twice the work.
+        with mock.patch.object(layers, "run_block", recorded):
+            whole = state.bind(static, arrays)(values)
         return [*found, whole.tokens, whole.pooled]
 
     def run(arrays: Flat, values: Any) -> list[jax.Array]:

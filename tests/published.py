@@ -48,15 +48,15 @@ def dinov3(*, gated: bool = False, biased: bool = True, **sizes: int) -> transfo
 
 
 def text_config(context: int = 24, **sizes: int) -> transformers.CLIPTextConfig:
-    shape = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128, **sizes}
+    shape = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128}
+    shape |= {"vocab_size": VOCABULARY, "projection_dim": EMBED, **sizes}
+    end = shape["vocab_size"] - 1
     return transformers.CLIPTextConfig(
         **shape,
         max_position_embeddings=context,
-        vocab_size=VOCABULARY,
-        projection_dim=EMBED,
-        eos_token_id=VOCABULARY - 1,
-        bos_token_id=VOCABULARY - 2,
-        pad_token_id=VOCABULARY - 1,
+        eos_token_id=end,
+        bos_token_id=end - 1,
+        pad_token_id=end,
     )
 
 
@@ -155,7 +155,7 @@ def openai(model: transformers.CLIPModel) -> dict[str, torch.Tensor]:
         found[f"visual.ln_pre.{part}"] = source[f"vision_model.pre_layrnorm.{part}"]
         found[f"visual.ln_post.{part}"] = source[f"vision_model.post_layernorm.{part}"]
         for side, prefix in (("text", "transformer"), ("vision", "visual.transformer")):
-            for i in range(model.config.text_config.num_hidden_layers):
+            for i in range(getattr(model.config, f"{side}_config").num_hidden_layers):
                 theirs, ours = f"{side}_model.encoder.layers.{i}", f"{prefix}.resblocks.{i}"
                 rows = [source[f"{theirs}.self_attn.{name}_proj.{part}"] for name in "qkv"]
                 found[f"{ours}.attn.in_proj_{part}"] = torch.cat(rows)

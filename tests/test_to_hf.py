@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import published as owners
 import pytest
 import torch
 import transformers
@@ -96,6 +98,56 @@ def test_the_hybrid_goes_and_comes_back(image: str, context: int, tmp_path: Path
         lambda tokens: model.text_projection(model.text_model(tokens).pooler_output),
     )
     assert_comes_back(source, tmp_path / "theirs", tmp_path / "back")
+
+
+def joined(image: Path, text: Path, out: Path) -> Path:
+    """A hybrid of two converted towers with projections of its own, as a run writes it."""
+    (seen, image_card), (read, text_card) = modelfolder.load(image), modelfolder.load(text)
+    rng = np.random.default_rng(0)
+    size = text_card.architecture["embed_dim"]
+    head = {"image_projection/kernel": np.asarray(0.1 * rng.normal(size=(64, size)), np.float32)}
+    params = {**seen, **read, **head, "logit_scale": np.float32(2.0)}
+    architecture = {**image_card.architecture, **text_card.architecture}
+    card = dataclasses.replace(
+        text_card, kind="dual", architecture=architecture, preprocessing=image_card.preprocessing
+    )
+    modelfolder.save(out, params, card)
+    return out
+
+
+@pytest.mark.parametrize("context", [77, 512])
+def test_a_hybrid_of_converted_towers_sees_and_reads_the_same_in_transformers(context: int, tmp_path: Path) -> None:
+    """With the fold and without: the same pixels, prepared as each folder's own files say, are the same embedding."""
+    owners.dinov3().save_pretrained(tmp_path / "dino")
+    owners.randomise(transformers.CLIPTextModelWithProjection(owners.text_config(77))).save_pretrained(
+        tmp_path / "read"
+    )
+    flags = () if context == 77 else ("--context", str(context))
+    assert run("to-jax", tmp_path / "read", "--out", tmp_path / "text", *flags) == 0
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), np.uint8)
+    tokens = np.concatenate([ids(24), ids(24)[:, ::-1]], axis=1)
+    found = []
+    for fold in ((), ("--input-norm", "clip")):
+        name = "folded" if fold else "plain"
+        assert run("to-jax", tmp_path / "dino", "--out", tmp_path / f"{name} image", *fold) == 0
+        source = joined(tmp_path / f"{name} image", tmp_path / "text", tmp_path / name)
+        model = exported(source, tmp_path / f"{name} theirs", "VisionTextDualEncoderModel")
+        processor = transformers.CLIPImageProcessor.from_pretrained(tmp_path / f"{name} theirs")
+        x = processor(list(pixels), return_tensors="pt", do_resize=False)["pixel_values"]
+        with torch.no_grad():
+            image = model.visual_projection(model.vision_model(x).pooler_output).numpy()
+            text = model.text_projection(model.text_model(torch.from_numpy(tokens).long()).pooler_output).numpy()
+        params, card = modelfolder.load(source)
+        ours = hc.load(source, batch_size=2)
+        shown = (pixels / 255 - np.array(card.preprocessing["mean"])) / np.array(card.preprocessing["std"])
+        assert worst(ours.image_features(shown) @ params["image_projection/kernel"], image) < WITHIN
+        assert worst(ours.text_features(tokens) @ params["text_projection/kernel"], text) < WITHIN
+        assert model.config.text_config.max_position_embeddings == context
+        assert list(processor.image_mean) == card.preprocessing["mean"]
+        found.append((card.preprocessing["mean"], image))
+    (plain_mean, plain), (folded_mean, folded) = found
+    assert plain_mean != folded_mean
+    assert worst(plain, folded) < WITHIN
 
 
 def test_a_clip_goes_and_comes_back(tmp_path: Path) -> None:

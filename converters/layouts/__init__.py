@@ -8,6 +8,7 @@ from collections.abc import Callable
 from converters.layouts import clip, dinov3, hybrid
 from converters.layouts.base import Plan
 from converters.sources import Source
+from converters.torch_zip import shown
 from hybridclip_jax.errors import UserError
 
 
@@ -35,7 +36,7 @@ LAYOUTS = {
     "dinov3-meta": Layout("DINOv3 as Meta ships it", ("storage_tokens",), dinov3.plan_meta),
     "dinov3-timm": Layout("DINOv3 of timm", ("reg_token", "blocks.0.gamma_1"), dinov3.plan_timm),
     "clip-openai": Layout(
-        "CLIP in OpenAI's names (archives, CheXzero, PubMedCLIP)",
+        "CLIP in OpenAI's names (archives, CheXzero, PubMedCLIP, Long-CLIP)",
         ("visual.conv1.weight", "text_projection", "ln_final.weight"),
         clip.plan_openai,
     ),
@@ -43,7 +44,7 @@ LAYOUTS = {
         "CLIPModel of transformers (PLIP)", ("visual_projection.weight", "text_projection.weight"), clip.plan_hub
     ),
     "clip-text-hf": Layout(
-        "CLIPTextModelWithProjection of transformers",
+        "CLIPTextModelWithProjection or CLIPTextModel of transformers",
         ("embeddings.token_embedding.weight", "final_layer_norm.weight"),
         clip.plan_hub_text,
     ),
@@ -55,7 +56,7 @@ def detect(source: Source) -> str:
     for name, layout in LAYOUTS.items():
         if all(any(key == mark or key.endswith(f".{mark}") for key in source.tensors) for mark in layout.marks):
             return name
-    some = ", ".join(sorted(source.tensors)[:3])
+    some = ", ".join(map(shown, sorted(source.tensors)[:3]))
     raise UserError(
         f"{source.name}: {len(source.tensors)} arrays in no known layout (such as {some}); `python -m converters list` "
         "names the layouts, --layout forces one"

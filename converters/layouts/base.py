@@ -81,7 +81,8 @@ class Plan:
     """All that a conversion does: leaves, stored arrays left out and parameters made up (each with why), the card.
 
     architecture: as in a model folder's card. trained_with: a name in `statistics.STATISTICS`, what images of this
-    layout's models are usually normalised with.
+    layout's models are usually normalised with. identities: square kernels that the source lacks and that change
+    nothing. tails: (stored array, n) by the parameter whose rows from n on it holds instead of the parameter's leaf.
     """
 
     kind: str
@@ -89,5 +90,7 @@ class Plan:
     leaves: list[Leaf]
     left_out: Mapping[str, str] = dataclasses.field(default_factory=dict)
     zeros: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    identities: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    tails: Mapping[str, tuple[str, int]] = dataclasses.field(default_factory=dict)
     trained_with: str = "clip"
     licence: str = ""

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from converters.layouts.base import CONV, LINEAR, QKV, Leaf, Plan, leaf, linear, norm
-from converters.sizes import count, match
+from converters.sizes import count, match, side
 from converters.sources import Source
 from hybridclip_jax.errors import UserError
 from hybridclip_jax.models.clip_resnet import CLIP_RESNET_SIZES, ClipResNetConfig
@@ -17,7 +16,10 @@ LICENCE = "as its publisher states it (OpenAI's CLIP, CheXzero and PubMedCLIP: M
 BUFFER = "a table of position numbers, 0, 1, 2, ..."
 CONSTANT = "a number that the shapes tell too"
 COUNTED = "batches seen in training, which running statistics do not need"
-ACTIVATION = "quick_gelu"
+ACTIVATION, EPSILON = "quick_gelu", 1e-5
+PROJECTION = "text_projection.weight"
+# Long-CLIP keeps two tables of positions and adds the first rows of one to the later rows of the other.
+LONG_TABLE, LONG_FROM = "positional_embedding_res", 20
 
 
 def hub_text_leaves(prefix: str, depth: int) -> list[Leaf]:
@@ -69,71 +71,81 @@ def _openai_blocks(prefix: str, tower: str, depth: int) -> list[Leaf]:
 
 def plan_hub(source: Source) -> Plan:
     """A whole CLIPModel (PLIP's too)."""
-    keys = source.tensors
-    image, arch = match(source, "CLIP image tower", CLIP_VIT_SIZES, _hub_vision_sizes(keys))
-    source.agrees("hidden_act", ACTIVATION, "vision_config")
-    source.agrees("num_attention_heads", arch.heads, "vision_config")
-    text, spec = _hub_text(source, "text_model.")
-    leaves = hub_vision_leaves("vision_model.", arch.depth) + hub_text_leaves("text_model.", spec["depth"])
-    leaves += [leaf("visual_projection.weight", "image_projection/kernel", LINEAR)]
-    leaves += [leaf("text_projection.weight", "text_projection/kernel", LINEAR), leaf("logit_scale", "logit_scale")]
-    left_out = dict.fromkeys((f"{side}_model.embeddings.position_ids" for side in ("text", "vision")), BUFFER)
+    sizes = _hub_vision_sizes(source)
+    image, arch = match(source, "CLIP image tower", CLIP_VIT_SIZES, sizes)
+    stated = {"hidden_act": ACTIVATION, "num_attention_heads": arch.heads, "layer_norm_eps": EPSILON}
+    for field, value in {**stated, "patch_size": arch.patch, "image_size": arch.image_size}.items():
+        source.agrees(field, value, "vision_config")
+    text, depth = _hub_text(source, "text_model.")
+    leaves = hub_vision_leaves("vision_model.", arch.depth) + hub_text_leaves("text_model.", depth)
+    leaves += [
+        leaf("visual_projection.weight", "image_projection/kernel", LINEAR),
+        leaf("text_projection.weight", "text_projection/kernel", LINEAR),
+        leaf("logit_scale", "logit_scale"),
+    ]
+    left_out = dict.fromkeys((f"{part}_model.embeddings.position_ids" for part in ("text", "vision")), BUFFER)
     return Plan("dual", {"image": image, **text}, leaves, left_out, licence=LICENCE)
 
 
 def plan_hub_text(source: Source) -> Plan:
-    """CLIPTextModelWithProjection, with or without the `text_model.` before its names."""
+    """CLIPTextModelWithProjection or CLIPTextModel, with or without the `text_model.` before its names."""
     prefix = "text_model." if "text_model.final_layer_norm.weight" in source.tensors else ""
-    text, spec = _hub_text(source, prefix)
-    leaves = [
-        *hub_text_leaves(prefix, spec["depth"]),
-        leaf("text_projection.weight", "text_projection/kernel", LINEAR),
-    ]
-    return Plan("text", text, leaves, {f"{prefix}embeddings.position_ids": BUFFER}, licence=LICENCE)
-
-
-def _hub_text(source: Source, prefix: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    keys = source.tensors
-    if "text_projection.weight" not in keys:
+    text, depth = _hub_text(source, prefix)
+    leaves, identities = hub_text_leaves(prefix, depth), {}
+    if PROJECTION in source.tensors:
+        leaves.append(leaf(PROJECTION, "text_projection/kernel", LINEAR))
+    elif "CLIPTextModelWithProjection" in str(source.config.get("architectures")):
         raise UserError(
-            f"{source.name}: a CLIPTextModel without its projection, which the embedding needs; use the files of "
-            "CLIPTextModelWithProjection or of the whole CLIPModel"
+            f"{source.name}: config.json says CLIPTextModelWithProjection, but {PROJECTION} is missing; fetch it anew"
         )
-    vocabulary, width = keys[f"{prefix}embeddings.token_embedding.weight"].shape
+    else:
+        identities = {"text_projection/kernel": "a CLIPTextModel has none: embeddings are the features themselves"}
+    left_out = {f"{prefix}embeddings.position_ids": BUFFER}
+    return Plan("text", text, leaves, left_out, identities=identities, licence=LICENCE)
+
+
+def _hub_text(source: Source, prefix: str) -> tuple[dict[str, Any], int]:
+    """(architecture, blocks). Without a projection the embedding has the tower's own width."""
+    keys = source.tensors
+    vocabulary, width = source.shape(f"{prefix}embeddings.token_embedding.weight", 2)
     found = {
         "width": width,
         "depth": count(keys, f"{prefix}encoder.layers."),
-        "mlp_hidden": keys[f"{prefix}encoder.layers.0.mlp.fc1.weight"].shape[0],
+        "mlp_hidden": source.shape(f"{prefix}encoder.layers.0.mlp.fc1.weight", 2)[0],
         "vocab_size": vocabulary,
     }
     name, arch = match(source, "CLIP text tower", CLIP_TEXT_SIZES, found)
-    source.agrees("hidden_act", ACTIVATION, "text_config")
-    source.agrees("num_attention_heads", arch.heads, "text_config")
-    source.agrees("layer_norm_eps", 1e-5, "text_config")
+    for field, value in {
+        "hidden_act": ACTIVATION,
+        "num_attention_heads": arch.heads,
+        "layer_norm_eps": EPSILON,
+    }.items():
+        source.agrees(field, value, "text_config")
     end = source.part("text_config").get("eos_token_id", 2)
     if end not in (2, vocabulary - 1):  # configs of before 2023 say 2 and mean the largest id
         raise UserError(f"{source.name}: config.json says eos_token_id = {end}; CLIP ends a text with {vocabulary - 1}")
-    context = keys[f"{prefix}embeddings.position_embedding.weight"].shape[0]
-    return {"text": name, "context": context, "embed_dim": keys["text_projection.weight"].shape[0]}, found
+    context = source.shape(f"{prefix}embeddings.position_embedding.weight", 2)[0]
+    embed_dim = source.shape(PROJECTION, 2)[0] if PROJECTION in keys else width
+    return {"text": name, "context": context, "embed_dim": embed_dim}, arch.depth
 
 
-def _hub_vision_sizes(keys: Mapping[str, Any]) -> dict[str, Any]:
-    width, _, patch, _ = keys["vision_model.embeddings.patch_embedding.weight"].shape
-    positions = keys["vision_model.embeddings.position_embedding.weight"].shape[0]
+def _hub_vision_sizes(source: Source) -> dict[str, Any]:
+    width, _, patch, _ = source.shape("vision_model.embeddings.patch_embedding.weight", 4)
+    positions, _ = source.shape("vision_model.embeddings.position_embedding.weight", 2)
     return {
         "width": width,
-        "depth": count(keys, "vision_model.encoder.layers."),
-        "mlp_hidden": keys["vision_model.encoder.layers.0.mlp.fc1.weight"].shape[0],
+        "depth": count(source.tensors, "vision_model.encoder.layers."),
+        "mlp_hidden": source.shape("vision_model.encoder.layers.0.mlp.fc1.weight", 2)[0],
         "patch": patch,
-        "image_size": round((positions - 1) ** 0.5) * patch,
+        "image_size": side(positions) * patch,
     }
 
 
 def plan_openai(source: Source) -> Plan:
-    """OpenAI's names: their own archives, CheXzero, PubMedCLIP and other state dicts; ViT or ModifiedResNet."""
-    keys = source.tensors
+    """OpenAI's names: their own archives, CheXzero, PubMedCLIP, Long-CLIP and others; ViT or ModifiedResNet."""
     text, depth = _openai_text(source)
-    image, leaves, left_out = _openai_vit(source) if "visual.proj" in keys else _openai_resnet(source)
+    resnet = "visual.proj" not in source.tensors
+    image, image_size, leaves, left_out = _openai_resnet(source) if resnet else _openai_vit(source)
     leaves += _openai_blocks("transformer.", "text", depth)
     leaves += [
         leaf("token_embedding.weight", "text/token_embedding"),
@@ -142,35 +154,48 @@ def plan_openai(source: Source) -> Plan:
         leaf("text_projection", "text_projection/kernel"),
         leaf("logit_scale", "logit_scale"),
     ]
-    left_out |= dict.fromkeys(("input_resolution", "context_length", "vocab_size"), CONSTANT)
-    return Plan("dual", {"image": image, **text}, leaves, left_out, licence=LICENCE)
+    vocabulary = CLIP_TEXT_SIZES[text["text"]].vocab_size
+    stated = {"input_resolution": image_size, "context_length": text["context"], "vocab_size": vocabulary}
+    for name, value in stated.items():
+        _says(source, name, value)
+    left_out |= dict.fromkeys(stated, CONSTANT)
+    tails = {"text/pos_embedding": (LONG_TABLE, LONG_FROM)} if LONG_TABLE in source.tensors else {}
+    return Plan("dual", {"image": image, **text}, leaves, left_out, tails=tails, licence=LICENCE)
+
+
+def _says(source: Source, name: str, value: int) -> None:
+    """OpenAI's archives hold three sizes as numbers. Raises UserError where one is not what the arrays tell."""
+    stored = source.tensors.get(name)
+    found = value if stored is None else stored.read().item() if stored.shape == () else stored.shape
+    if found != value:
+        raise UserError(f"{source.name}: {name} is {found}, but its arrays are for {value}")
 
 
 def _openai_text(source: Source) -> tuple[dict[str, Any], int]:
-    keys = source.tensors
-    vocabulary, width = keys["token_embedding.weight"].shape
-    depth = count(keys, "transformer.resblocks.")
+    vocabulary, width = source.shape("token_embedding.weight", 2)
+    depth = count(source.tensors, "transformer.resblocks.")
     found = {
         "width": width,
         "depth": depth,
-        "mlp_hidden": keys["transformer.resblocks.0.mlp.c_fc.weight"].shape[0],
+        "mlp_hidden": source.shape("transformer.resblocks.0.mlp.c_fc.weight", 2)[0],
         "vocab_size": vocabulary,
     }
     name, _ = match(source, "CLIP text tower", CLIP_TEXT_SIZES, found)
-    context = keys["positional_embedding"].shape[0]
-    return {"text": name, "context": context, "embed_dim": keys["text_projection"].shape[1]}, depth
+    context, embed_dim = source.shape("positional_embedding", 2)[0], source.shape("text_projection", 2)[1]
+    return {"text": name, "context": context, "embed_dim": embed_dim}, depth
 
 
-def _openai_vit(source: Source) -> tuple[str, list[Leaf], dict[str, str]]:
-    keys = source.tensors
-    width, _, patch, _ = keys["visual.conv1.weight"].shape
-    depth = count(keys, "visual.transformer.resblocks.")
+def _openai_vit(source: Source) -> tuple[str, int, list[Leaf], dict[str, str]]:
+    """(name, image size, leaves, stored arrays left out)."""
+    width, _, patch, _ = source.shape("visual.conv1.weight", 4)
+    depth = count(source.tensors, "visual.transformer.resblocks.")
+    image_size = side(source.shape("visual.positional_embedding", 2)[0]) * patch
     found = {
         "width": width,
         "depth": depth,
-        "mlp_hidden": keys["visual.transformer.resblocks.0.mlp.c_fc.weight"].shape[0],
+        "mlp_hidden": source.shape("visual.transformer.resblocks.0.mlp.c_fc.weight", 2)[0],
         "patch": patch,
-        "image_size": round((keys["visual.positional_embedding"].shape[0] - 1) ** 0.5) * patch,
+        "image_size": image_size,
     }
     name, _ = match(source, "CLIP image tower", CLIP_VIT_SIZES, found)
     leaves = [
@@ -182,21 +207,20 @@ def _openai_vit(source: Source) -> tuple[str, list[Leaf], dict[str, str]]:
         leaf("visual.proj", "image_projection/kernel"),
         *_openai_blocks("visual.transformer.", "image", depth),
     ]
-    return name, leaves, {}
+    return name, image_size, leaves, {}
 
 
-def _openai_resnet(source: Source) -> tuple[str, list[Leaf], dict[str, str]]:
-    keys = source.tensors
-    positions = keys["visual.attnpool.positional_embedding"].shape[0]
+def _openai_resnet(source: Source) -> tuple[str, int, list[Leaf], dict[str, str]]:
+    image_size = side(source.shape("visual.attnpool.positional_embedding", 2)[0]) * 32
     found = {
-        "width": keys["visual.layer1.0.conv1.weight"].shape[0],
-        "depths": tuple(count(keys, f"visual.layer{stage}.") for stage in (1, 2, 3, 4)),
-        "image_size": round((positions - 1) ** 0.5) * 32,
+        "width": source.shape("visual.layer1.0.conv1.weight", 4)[0],
+        "depths": tuple(count(source.tensors, f"visual.layer{stage}.") for stage in (1, 2, 3, 4)),
+        "image_size": image_size,
     }
     name, arch = match(source, "CLIP ModifiedResNet", CLIP_RESNET_SIZES, found)
     leaves = _resnet_leaves(arch)
     norms = [item.stored.removesuffix(".running_mean") for item in leaves if item.stored.endswith(".running_mean")]
-    return name, leaves, dict.fromkeys((f"{stored}.num_batches_tracked" for stored in norms), COUNTED)
+    return name, image_size, leaves, dict.fromkeys((f"{stored}.num_batches_tracked" for stored in norms), COUNTED)
 
 
 def _batch_norm(stored: str, name: str) -> list[Leaf]:

@@ -73,20 +73,22 @@ def plan_hub(source: Source) -> Plan:
     """Files of `DINOv3ViTModel`, on disk (`layer.0...`) or saved from memory (`model.layer.0...`)."""
     keys = source.tensors
     prefix, blocks = (_before(keys, name) for name in ("embeddings.cls_token", "layer.0.norm1.weight"))
-    if prefix is None or blocks is None:
+    if any(".attention.query." in name or "patch_embeddings.proj." in name for name in keys):
         raise UserError(
             f"{source.name}: names as of before the release of DINOv3 in transformers; download the files anew"
         )
+    if prefix is None or blocks is None:
+        raise KeyError("embeddings.cls_token" if prefix is None else "layer.0.norm1.weight")
     first = f"{blocks}layer.0"
-    width, hidden = keys[f"{prefix}norm.weight"].shape[0], keys[f"{first}.mlp.up_proj.weight"].shape[0]
+    (width,), (hidden, _) = source.shape(f"{prefix}norm.weight", 1), source.shape(f"{first}.mlp.up_proj.weight", 2)
     name, arch = _size(
         source,
         {
             "width": width,
             "depth": count(keys, f"{blocks}layer."),
             "mlp_hidden": hidden,
-            "patch": keys[f"{prefix}embeddings.patch_embeddings.weight"].shape[-1],
-            "registers": keys[f"{prefix}embeddings.register_tokens"].shape[1],
+            "patch": source.shape(f"{prefix}embeddings.patch_embeddings.weight", 4)[-1],
+            "registers": source.shape(f"{prefix}embeddings.register_tokens", 3)[1],
             "gated": f"{first}.mlp.gate_proj.weight" in keys,
             "qv_bias": f"{first}.attention.q_proj.bias" in keys,
         },
@@ -109,9 +111,8 @@ def plan_meta(source: Source) -> Plan:
     gated = "blocks.0.mlp.w1.weight" in keys
     mlp = {"w1": "gate", "w2": "up", "w3": "down"} if gated else {"fc1": "fc1", "fc2": "fc2"}
     biased = "blocks.0.attn.qkv.bias" in keys
-    name, arch = _size(
-        source, _fused_sizes(keys, "storage_tokens", "w1" if gated else "fc1", gated) | {"qv_bias": biased}
-    )
+    found = _fused_sizes(source, "storage_tokens", "w1" if gated else "fc1", gated)
+    name, arch = _size(source, found | {"qv_bias": biased})
     leaves = _fused_leaves(arch, {"registers": "storage_tokens", "scale": "ls{n}.gamma"}, mlp)
     left_out = {"mask_token": MASK_TOKEN, "rope_embed.periods": PERIODS}
     left_out |= {f"local_cls_norm.{part}": LOCAL_NORM for part in ("weight", "bias")}
@@ -126,7 +127,7 @@ def plan_timm(source: Source) -> Plan:
     keys = source.tensors
     gated = "blocks.0.mlp.fc1_g.weight" in keys
     mlp = {"fc1_g": "gate", "fc1_x": "up", "fc2": "down"} if gated else {"fc1": "fc1", "fc2": "fc2"}
-    found = _fused_sizes(keys, "reg_token", "fc1_g" if gated else "fc1", gated)
+    found = _fused_sizes(source, "reg_token", "fc1_g" if gated else "fc1", gated)
     biased = "blocks.0.attn.q_bias" in keys
     name, arch = _size(source, found | ({"qv_bias": True} if biased else {}))
     leaves = _fused_leaves(arch, {"registers": "reg_token", "scale": "gamma_{n}"}, mlp)
@@ -140,13 +141,13 @@ def plan_timm(source: Source) -> Plan:
     return _plan(name, leaves, {}, zeros)
 
 
-def _fused_sizes(keys: Mapping[str, Any], registers: str, hidden: str, gated: bool) -> dict[str, Any]:
+def _fused_sizes(source: Source, registers: str, hidden: str, gated: bool) -> dict[str, Any]:
     return {
-        "width": keys["norm.weight"].shape[0],
-        "depth": count(keys, "blocks."),
-        "mlp_hidden": keys[f"blocks.0.mlp.{hidden}.weight"].shape[0],
-        "patch": keys["patch_embed.proj.weight"].shape[-1],
-        "registers": keys[registers].shape[1],
+        "width": source.shape("norm.weight", 1)[0],
+        "depth": count(source.tensors, "blocks."),
+        "mlp_hidden": source.shape(f"blocks.0.mlp.{hidden}.weight", 2)[0],
+        "patch": source.shape("patch_embed.proj.weight", 4)[-1],
+        "registers": source.shape(registers, 3)[1],
         "gated": gated,
     }
 
