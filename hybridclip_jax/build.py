@@ -270,7 +270,8 @@ def _refuse_leak(name: str, held_out: Store, train: Store) -> None:
 def _shared(held_out: Store, train: Store) -> str:
     """What of an evaluation is trained on, in words; empty where nothing is known to be."""
     images, patients = audit.shared_images(held_out, train), 0
-    if stores.check_comparable(held_out, train) == "comparable":
+    comparable = stores.check_comparable(held_out, train) == "comparable"
+    if comparable and audit.knows_patients(held_out) and audit.knows_patients(train):
         patients = stores.patient_overlap(held_out, train)
     return " and ".join(f"{n} of its {what}" for n, what in ((patients, "patients"), (images, "images")) if n)
 
@@ -352,5 +353,10 @@ def _warnings(config: Any, store: Store, evaluators: dict[str, Evaluator]) -> li
                 f"evals.{name}.data = {evaluator.store.spec}: not comparable by id with {store.spec} (their "
                 "namespaces differ): whether they share patients could not be checked; if they come from one source, "
                 "prepare both with one --namespace"
+            )
+        elif unknown := [s.spec for s in (evaluator.store, store) if not audit.knows_patients(s)]:
+            found.append(
+                f"evals.{name}.data = {evaluator.store.spec}: not comparable by id with {store.spec} (no patients are "
+                f"known of {' and '.join(dict.fromkeys(unknown))}): whether they share patients could not be checked"
             )
     return found

@@ -154,7 +154,7 @@ class _Run:
     def _write_audit(self) -> None:
         """Without near copies, which take minutes to hours: `hybridclip doctor` looks for those."""
         stores = [self.job.store, *(evaluator.store for evaluator in self.job.evaluators.values())]
-        distinct = {(store.fingerprint, store.split): store for store in stores}
+        distinct = {(str(store.path.resolve()), store.split): store for store in stores}
         rundir.write_json(self.workdir / "audit.json", audit.examine(list(distinct.values())))
 
     def _prediction(self, start: int) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from planted import clouds, crop, exposed, jpeg, prepared
 
+from hybridclip_jax import build
 from hybridclip_jax.data import audit as audits
 from hybridclip_jax.data.audit import examine, open_all
 from hybridclip_jax.data.store import Store
@@ -146,7 +148,7 @@ def two_of(folder: Path, rows: list[dict[str, object]], a: tuple[str, ...], b: t
 def test_different_namespaces_are_not_comparable_and_never_0(tmp_path: Path) -> None:
     pair = two(tmp_path, b=("--namespace", "elsewhere"))
     assert (pair["patients"], pair["studies"]) == (None, None)
-    assert pair["ids_why"] == "not comparable by id: different namespaces"
+    assert str(pair["ids_why"]).startswith("not comparable by id: namespaces 'hospital' and 'elsewhere'")
     assert (pair["images"], pair["texts"]) == (2, 2), "pixels and texts need no ids"
 
 
@@ -170,6 +172,26 @@ def test_a_source_without_patients_is_not_known_to_share_none(tmp_path: Path) ->
     assert pair["ids_why"] == f"not comparable by id: no patients are known of {a}:all"
 
 
+def test_images_of_one_name_are_no_shared_patients_where_none_is_named(tmp_path: Path) -> None:
+    nameless = [[{k: cell for k, cell in row(n).items() if k not in ("patient", "study")}] for n in range(2)]
+    a, b = (prepared(tmp_path / name, rows) for name, rows in zip("ab", nameless, strict=True))
+    audit = examine(open_all([str(a), str(b)]))
+    assert audit["pairs"][0]["patients"] is None and audit["problems"] == []
+    assert build._shared(Store.open(str(a)), Store.open(str(b))) == ""
+    same = prepared(tmp_path / "c", nameless[0])
+    assert build._shared(Store.open(str(a)), Store.open(str(same))) == "1 of its images"
+
+
+def test_of_how_many_records_the_patient_is_not_known_is_said(tmp_path: Path) -> None:
+    a = prepared(tmp_path / "a", [row(0), row(1), row(2, patient="")])
+    b = prepared(tmp_path / "b", [row(1), row(6)])
+    audit = examine(open_all([str(a), str(b)]))
+    assert [split["patients_known"] for split in audit["splits"]] == [True, True]
+    (pair,) = audit["pairs"]
+    assert pair["patients"] == 1
+    assert pair["ids_why"] == f"not comparable by id in part: no patient is known of 1 of 3 records of {a}"
+
+
 def test_images_prepared_differently_are_not_comparable_by_pixel_unless_some_are_equal(tmp_path: Path) -> None:
     equal = two(tmp_path / "square", b=("--resize", "stretch"))
     assert equal["images"] == 2
@@ -190,6 +212,13 @@ def test_each_split_is_audited_once_however_it_is_named(tmp_path: Path) -> None:
     assert examine(open_all([str(store)]))["problems"] == []
     with pytest.raises(UserError, match="has no split 'tset'"):
         open_all([f"{store}:tset"])
+
+
+def test_a_copy_of_a_store_shares_everything_with_it(tmp_path: Path) -> None:
+    store = prepared(tmp_path / "s", [row(n) for n in range(4)])
+    shutil.copytree(store, tmp_path / "copy")
+    (pair,) = examine(open_all([str(store), str(tmp_path / "copy")]))["pairs"]
+    assert (pair["patients"], pair["images"]) == (4, 4)
 
 
 def test_a_damaged_record_is_named_and_set_aside(tmp_path: Path) -> None:

@@ -171,6 +171,27 @@ def test_padding_counts_for_nothing_and_is_black(photometric: str) -> None:
     assert not levels(alone).any()
 
 
+@pytest.mark.parametrize("syntax", NATIVE)
+def test_a_voi_table_may_begin_below_zero(syntax: str) -> None:
+    item = lut(0, 12, [4095 - i for i in range(4096)])
+    # In implicit VR nothing says that the second number is signed: a reader sees 64512.
+    first = 65536 - 1024 if syntax == NATIVE[1] else -1024
+    item.add_new("LUTDescriptor", "US" if syntax == NATIVE[1] else "SS", [4096, first, 12])
+    falling = levels(
+        dataset(RAMP, bits=12, syntax=syntax, RescaleIntercept=-1024, RescaleSlope=1, VOILUTSequence=[item])
+    )
+    assert ramp_error(falling[::-1, ::-1]) <= 0.5
+
+
+def test_padding_at_the_end_of_8_bits_moves_no_other_level() -> None:
+    stored = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    for padding in (0, 255):
+        kept = stored.ravel() != padding
+        np.testing.assert_array_equal(
+            levels(dataset(stored, PixelPaddingValue=padding)).ravel()[kept], stored.ravel()[kept]
+        )
+
+
 def test_inverse_shape_inverts_and_never_twice() -> None:
     down = levels(dataset(RAMP, bits=12, PresentationLUTShape="INVERSE"))
     assert ramp_error(down[::-1, ::-1]) <= 0.5

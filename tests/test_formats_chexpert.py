@@ -125,6 +125,27 @@ def test_the_test_images_by_path(tmp_path: Path) -> None:
     assert prepared.split(tmp_path / "s", "test").labels["Edema"].tolist() == [1]
 
 
+@pytest.mark.parametrize("split", ["train", "valid"])
+def test_labels_of_another_split_make_no_test_set(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], split: str
+) -> None:
+    source = tree(tmp_path / "d")
+    labels = source / f"{split}.csv"
+    assert prepared.prepare("chexpert", "--source", source, "--labels", labels, "--out", tmp_path / "s") == 2
+    line = prepared.error_line(capsys)
+    assert f"{split}.csv row 1 is of the split '{split}', and --labels is for the test studies" in line
+    assert "patient" not in line
+    # By study, as groundtruth.csv names them, and with the split in the name of the folder of images.
+    studies = "patient00001/study1", "patient64541/study1"
+    names = [",".join(["Study", *CHEXPERT_LABELS]), studies[split == "valid"] + ",1" * 14]
+    labels = prepared.write(tmp_path / "labels.csv", names)
+    options = ("--source", source, "--images", source / split, "--labels", labels, "--out", tmp_path / "s")
+    assert prepared.prepare("chexpert", *options) == 2
+    assert f"labels.csv row 1 is of the split '{split}'" in prepared.error_line(capsys)
+    assert prepared.prepare("chexpert", "--source", source / f"{split}.csv", "--out", tmp_path / "s") == 0
+    assert list(read_manifest(tmp_path / "s")[0]["splits"]) == [split]
+
+
 def test_what_cannot_be_used_is_listed(tmp_path: Path) -> None:
     rows = [
         *TRAIN,

@@ -12,7 +12,7 @@ import pytest
 import test_formats_chexpert
 
 from hybridclip_jax.data.formats.label_tables import CHEXPERT_LABELS
-from hybridclip_jax.data.store import patient_overlap, read_manifest
+from hybridclip_jax.data.store import Store, patient_overlap, read_manifest
 
 # The header of df_chexpert_plus_240401.csv.
 HEADER = (
@@ -139,6 +139,24 @@ def test_jpeg_files_and_folders_named_by_flags(tmp_path: Path) -> None:
     assert prepared.split(tmp_path / "s", "train").labels["Edema"].tolist()[0] == 0
 
 
+def test_a_file_of_labels_says_what_they_were_read_from(tmp_path: Path) -> None:
+    # The second row has no findings, and CheXbert says "No Finding" of no text.
+    labels = tree(tmp_path / "d") / "chexbert_labels" / "findings_fixed.json"
+    own = prepared.write(tmp_path / "mine.json", labels.read_text().splitlines())
+    for out, options in (("a", (labels,)), ("b", (labels, "--label-source", "findings"))):
+        store = run_with_labels(tmp_path, out, *options)
+        np.testing.assert_array_equal(store.labels["Edema"], np.array([0, np.nan], np.float32))
+        assert "findings_fixed.json, by CheXbert from the findings" in prepared.notes(tmp_path / out)["labels"]
+    run_with_labels(tmp_path, "c", own, "--label-source", "findings")
+    assert "mine.json, by CheXbert from the findings" in prepared.notes(tmp_path / "c")["labels"]
+
+
+def run_with_labels(folder: Path, out: str, *labels: object) -> Store:
+    options = ("--source", folder / "d", "--out", folder / out, "--labels", *labels)
+    assert prepared.prepare("chexpert-plus", *options) == 0
+    return prepared.split(folder / out, "train")
+
+
 def test_without_labels_it_says_so(tmp_path: Path) -> None:
     source = tree(tmp_path / "d", labels=False)
     assert prepared.prepare("chexpert-plus", "--source", source, "--out", tmp_path / "s") == 0
@@ -188,6 +206,10 @@ def faulty(name: str, folder: Path) -> tuple[object, ...]:
         labels.write_text(labels.read_text() + first.replace("1.0", "0.0") + "\n")
     elif name == "a label that is none":
         labels.write_text(labels.read_text().replace("1.0", '"present"'))
+    elif name == "labels of another part":
+        return ("--labels", labels.with_name("findings_fixed.json"), "--label-source", "impression")
+    elif name == "labels of who knows what":
+        return ("--labels", labels.rename(folder / "labels.json"))
     return ()
 
 
@@ -203,6 +225,8 @@ def faulty(name: str, folder: Path) -> tuple[object, ...]:
         ("labels of other images", "no path_to_image is one of df_chexpert_plus_240401.csv"),
         ("two labels of one image", "rows 1 and 5 give different labels to one key"),
         ("a label that is none", "row 1: label 'Edema' is something other than 1, 0, -1 or blank"),
+        ("labels of another part", "were read from the findings, and --label-source says impression"),
+        ("labels of who knows what", "say it with --label-source impression | findings | report"),
     ],
 )
 def test_faults_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, says: str) -> None:

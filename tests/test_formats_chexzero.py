@@ -148,6 +148,7 @@ def test_without_paths_a_study_is_its_own_patient_and_it_says_so(tmp_path: Path)
     store = prepared.split(tmp_path / "s")
     assert len(set(store.ids)) == COUNT
     assert len(set(store.patients)) == len(set(store.studies)) == 3
+    assert store.manifest["ids"]["patients_unknown"] == COUNT
     notes = prepared.notes(tmp_path / "s")
     assert notes["patient"].startswith("unknown: each study counts as its own patient")
     assert notes["pairing"].endswith("so the order could not be checked")
@@ -161,11 +162,12 @@ def test_a_table_with_image_paths_and_patients(tmp_path: Path) -> None:
         f"/data/PNG/train/patient0000{n}/study1/view1_frontal.png,patient0000{n},Clear {n}.,chexpert_plus,{n}"
         for n in range(4)
     ]
-    rows.append("/data/deid_png/P1/A1/studies/1.2/series/1.3/instances/1.4.png,P1,Clear 4.,rexgradient,4")
+    rows.append("/data/deid_png/P1/A1/studies/1.2/series/1.3/instances/1.4.png,,Clear 4.,rexgradient,4")
     (tmp_path / "d" / "impressions.csv").unlink()
     table = prepared.write(tmp_path / "all.csv", ["image_path,patient_id,Impression,source,dataset_index", *rows])
     assert prepare(source, tmp_path / "s", "--reports", table) == 0
-    assert len(set(prepared.split(tmp_path / "s").patients)) == 5
+    store = prepared.split(tmp_path / "s")
+    assert len(set(store.patients)) == 5 and store.manifest["ids"]["patients_unknown"] == 1
     notes = prepared.notes(tmp_path / "s")
     assert notes["patient"] == "from the table of texts"
     assert notes["columns not used"] == "source, dataset_index"
@@ -220,6 +222,56 @@ def test_names_that_cannot_be_compared_are_told(tmp_path: Path) -> None:
         "by position; the names in cxr_paths.csv, l.csv agree row by row;"
         " impressions.csv names studies in another way than cxr_paths.csv, so its order could not be checked"
     )
+
+
+@pytest.mark.parametrize("suffix", ["", ".dcm", ".JPG", ".tiff"])
+def test_the_last_number_of_a_uid_is_no_suffix(tmp_path: Path, capsys: pytest.CaptureFixture[str], suffix: str) -> None:
+    source = folder_of(tmp_path / "d", paths=False)
+    uids = [f"1.2.826.0.1.3680043.8.498.{100 + n}" for n in range(COUNT)]
+    texts = [f"{uid},Clear {n}." for n, uid in enumerate(uids)]
+    prepared.write(tmp_path / "d" / "impressions.csv", ["study_id,impression", *texts])
+
+    def with_labels(out: str, order: list[int]) -> int:
+        rows = [f"{uids[n]}{suffix},{n % 2}" for n in order]
+        labels = prepared.write(tmp_path / "l.csv", ["study_id,Edema", *rows])
+        return prepare(source, tmp_path / out, "--labels", labels)
+
+    assert with_labels("s", [1, 0, 2, 3, 4]) == 2
+    line = prepared.error_line(capsys)
+    assert "impressions.csv row 1" in line
+    assert "(2 such rows)" in line
+    assert with_labels("s", list(range(COUNT))) == 0
+    store = prepared.split(tmp_path / "s")
+    assert len(set(store.studies)) == len(set(store.patients)) == COUNT
+    assert store.labels["Edema"].tolist() == [0, 1, 0, 1, 0]
+
+
+def test_the_last_number_of_a_uid_tells_the_images_of_a_study_apart(tmp_path: Path) -> None:
+    source = folder_of(tmp_path / "d", paths=False)
+    for folder in ("p10/p10000001/s50000001", "train/patient00001/study1"):
+        names = [f"{folder}/1.2.3.{100 + n}" for n in range(COUNT)]
+        prepared.write(tmp_path / "d" / "cxr_paths.csv", ["Path", *(f"{name}.dcm" for name in names)])
+        texts = [f"{name},Clear {n}." for n, name in enumerate(names)]
+        prepared.write(tmp_path / "d" / "impressions.csv", ["image_path,impression", *texts])
+        out = tmp_path / folder.split("/")[0]
+        assert prepare(source, out) == 0
+        store = prepared.split(out)
+        assert len(set(store.ids)) == COUNT
+        assert len(set(store.studies)) == 1
+
+
+def test_whole_numbers_of_a_column_with_gaps_are_the_same_ids(tmp_path: Path) -> None:
+    # pandas writes the same column as 10001 without gaps and as 10001.0 with one.
+    stores = []
+    for name, end in (("a", ""), ("b", ".0")):
+        source = folder_of(tmp_path / name, paths=False)
+        rows = [f"{10000 + n}{end},{500 + n}{end},Clear {n}." for n in range(COUNT - 1)]
+        (tmp_path / name / "impressions.csv").unlink()
+        table = prepared.write(tmp_path / f"{name}.csv", ["subject_id,study_id,impression", *rows, ",9,Clear."])
+        assert prepare(source, tmp_path / f"{name}s", "--reports", table, "--namespace", "same") == 0
+        stores.append(prepared.split(tmp_path / f"{name}s"))
+    assert patient_overlap(*stores) == COUNT
+    assert stores[0].studies == stores[1].studies
 
 
 def test_bad_rows_are_counted_by_reason(tmp_path: Path) -> None:

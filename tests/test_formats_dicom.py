@@ -194,12 +194,24 @@ def test_objects_without_preamble_and_without_identity(tmp_path: Path) -> None:
     store = Store.open(str(tmp_path / "s"))
     assert len(store) == len(set(store.ids)) == len(set(store.patients)) == len(set(store.studies)) == 3
     np.testing.assert_array_equal(store.image(0), store.image(1))
-    blank = "PatientID of the header (2 blank: each such image counts as its own patient)"
+    blank = "PatientID of the header (2 blank: each such study counts as its own patient)"
+    assert store.manifest["ids"]["patients_unknown"] == 2
     assert store.manifest["source"]["notes"]["patient"] == blank
     (root / "old").unlink()
     assert prepare_dicom(root, tmp_path / "t") == 0
-    nobody = "no PatientID in any header: each image counts as its own patient"
+    nobody = "no PatientID in any header: each study counts as its own patient"
     assert Store.open(str(tmp_path / "t")).manifest["source"]["notes"]["patient"] == nobody
+
+
+def test_a_study_without_a_patient_stays_in_one_split(tmp_path: Path) -> None:
+    root = tmp_path / "export"
+    for n in range(16):
+        name = instance(root, f"{n}.dcm", n, study=n // 2, PatientID="")
+        (root / name).with_suffix(".txt").write_text("Clear lungs.")
+    assert prepare_dicom(root, tmp_path / "s", "--split-by-patient", "train=0.5,test=0.5") == 0
+    train, test = (Store.open(f"{tmp_path / 's'}:{name}") for name in ("train", "test"))
+    assert len(train) + len(test) == 16 and not set(train.studies) & set(test.studies)
+    assert len({*train.studies, *test.studies}) == len(train.patient_set | test.patient_set) == 8
 
 
 def test_rows_without_a_text_say_why(tree: Path, tmp_path: Path) -> None:

@@ -106,8 +106,22 @@ def test_views_texts_patients_and_folders(tmp_path: Path) -> None:
     assert store.texts[1] == "sin hallazg patolog . estudi 1 ."
     assert len(set(store.patients)) == 2 and len(set(store.studies)) == 4
     assert store.manifest["ids"]["namespace"] == "padchest"
+    assert store.manifest["ids"]["patients_unknown"] == 0
     for number in range(4):
         np.testing.assert_array_equal(store.image(number), prepared.stored(prepared.picture(number)))
+
+
+def test_whole_numbers_that_pandas_wrote_as_floats_are_the_same_ids(tmp_path: Path) -> None:
+    rows = [row(n) for n in range(2)]
+    floats = [
+        {**cells, **{name: f"{cells[name]}.0" for name in ("PatientID", "StudyID", "ImageDir")}} for cells in rows
+    ]
+    images(tmp_path, rows)
+    for name, written in (("whole", rows), ("floats", floats)):
+        source = write(tmp_path, written, f"{name}.csv")
+        assert prepared.prepare("padchest", "--source", source, "--out", tmp_path / name) == 0
+    whole, real = (prepared.split(tmp_path / name) for name in ("whole", "floats"))
+    assert whole.patients == real.patients and whole.studies == real.studies
 
 
 @pytest.mark.parametrize("folder_cell", ["7", "7.0"])

@@ -59,6 +59,22 @@ def test_a_hub_folder_with_splits_in_the_names(tmp_path: Path) -> None:
     assert said["columns not used"] == "age" and said["nested columns not used"] == "tags"
 
 
+def test_numbers_of_patients_are_the_same_with_and_without_gaps(tmp_path: Path) -> None:
+    for name, patients in (("whole", [10001, 10002, 10003]), ("gap", [10001.0, None, 10003.0])):
+        source = simple(tmp_path / f"{name}.parquet", range(3), patient=patients)
+        assert prepared.prepare("parquet", "--source", source, "--out", tmp_path / name) == 0
+    whole, gap = (prepared.split(tmp_path / name) for name in ("whole", "gap"))
+    assert [a == b for a, b in zip(whole.patients, gap.patients, strict=True)] == [True, False, True]
+    assert gap.manifest["ids"]["patients_unknown"] == 1
+
+
+def test_labels_without_texts_are_a_set_for_evaluation(tmp_path: Path) -> None:
+    source = write(tmp_path / "x.parquet", {"image": pictures(range(2)), "edema": [1, 0]})
+    assert prepared.prepare("parquet", "--source", source, "--out", tmp_path / "s") == 0
+    store = prepared.split(tmp_path / "s")
+    assert store.texts == ["", ""] and store.labels["edema"].tolist() == [1, 0]
+
+
 def test_more_rows_than_are_read_at_once_in_worker_processes(tmp_path: Path) -> None:
     seeds = range(70)
     columns = {"image": pictures(seeds), "text": [f"Text {seed}" for seed in seeds]}

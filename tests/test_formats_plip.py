@@ -24,6 +24,7 @@ def test_captions_in_colour(tmp_path: Path) -> None:
     assert store.channels == 3
     np.testing.assert_array_equal(store.image(1), prepared.stored(prepared.picture(1, "RGB"), channels=3))
     assert store.manifest["ids"]["namespace"] == f"plip:{tmp_path.name}"
+    assert store.manifest["ids"]["patients_unknown"] == 2
     assert prepared.notes(tmp_path / "s")["columns not used"] == "(no name)"
     assert prepared.prepare("plip", "--source", source, "--no-colour", "--out", tmp_path / "grey") == 0
     assert prepared.split(tmp_path / "grey", "train").channels == 1

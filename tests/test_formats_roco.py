@@ -51,6 +51,7 @@ def test_own_text_files(tmp_path: Path) -> None:
     with PIL.Image.open(tmp_path / "data/train/radiology/images/ROCO_00001.jpg") as image:
         np.testing.assert_array_equal(train.image(0), prepared.stored(image, channels=3))
     assert train.manifest["ids"]["namespace"] == "roco"
+    assert train.manifest["ids"]["patients_unknown"] == 6  # of all splits
     said = prepared.notes(tmp_path / "s")
     assert said["articles"].startswith("2; 1 of them have figures in more than one split")
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -11,6 +13,9 @@ from pathlib import Path
 import numpy as np
 import prepared
 import pytest
+
+from hybridclip_jax.data.formats import Study, tfds
+from hybridclip_jax.data.workers import file_state, files_of
 
 # tensorflow_datasets wants the builder in a package of its own; images are given encoded, as without tensorflow
 # it cannot encode them.
@@ -112,6 +117,22 @@ def test_an_unknown_class_is_not_an_uncertain_one(version: Path, tmp_path: Path)
     third = [int(text[-2]) % 3 for text in store.texts]
     np.testing.assert_array_equal(store.labels["edema"], [(1, 0, np.nan)[n] for n in third])
     np.testing.assert_array_equal(store.labels["mass"], [(1, 0, 1)[n] for n in third])
+
+
+def test_a_changed_file_of_records_is_noticed(version: Path, tmp_path: Path) -> None:
+    """Images belong to the file that holds them, and an interrupted prepare goes on only where that is as it was."""
+    folder = copied(version, tmp_path / "1.0.0")
+    args = argparse.Namespace(source=str(folder), text="report")
+    parser = argparse.ArgumentParser()
+    tfds.FORMAT.add_arguments(parser)
+    source = tfds.FORMAT.read(parser.parse_args([], args))
+    loads = [study.load_image for study in source.studies if isinstance(study, Study)]
+    for split in ("train", "test"):
+        before = [list(map(file_state, files_of(load))) for load in loads]
+        [records] = folder.glob(f"*-{split}.array_record*")
+        os.utime(records, ns=(0, 0))
+        changed = [list(map(file_state, files_of(load))) != state for load, state in zip(loads, before, strict=True)]
+        assert changed == [split == "train"] * 5 + [split == "test"] * 2
 
 
 def test_neither_tensorflow_nor_the_network_is_touched(version: Path, tmp_path: Path) -> None:

@@ -76,6 +76,16 @@ def test_fields_of_json_are_columns(tmp_path: Path) -> None:
     assert said["columns not used"] == "width" and said["members not used"] == ".json 'tags' 1"
 
 
+def test_samples_of_one_study_stay_in_one_split_and_may_have_labels_alone(tmp_path: Path) -> None:
+    members = [member for n in range(16) for member in sample(f"{n}", n, study_id=f"s{n // 2}", edema=n % 2)]
+    source = shard(tmp_path / "x.tar", members)
+    flags = ("--split-by-patient", "train=0.5,test=0.5", "--out", tmp_path / "s")
+    assert prepared.prepare("webdataset", "--source", source, *flags) == 0
+    train, test = (prepared.split(tmp_path / "s", name) for name in ("train", "test"))
+    assert len(train) + len(test) == 16 and not set(train.studies) & set(test.studies)
+    assert set(train.texts) == {""} and train.manifest["source"]["without_text"] == 16
+
+
 def test_a_txt_is_the_text_whatever_the_json_says(tmp_path: Path) -> None:
     """img2dataset writes the caption twice, and facts of the download."""
     facts = {"caption": "from json", "url": "https://example.org", "status": "success", "original_width": 640}

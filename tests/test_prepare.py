@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import dicom_files
 import numpy as np
 import PIL.Image
 import pyarrow.parquet as pq
@@ -172,6 +173,61 @@ def test_without_a_patient_column_each_image_is_one_and_it_says_so(
     assert store.split == "all"
 
 
+@pytest.mark.parametrize("patients", [None, [""] * 16])
+def test_a_study_without_a_patient_stays_in_one_split(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], patients: list[str] | None
+) -> None:
+    columns = {"study_id": [f"s{n // 2}" for n in range(16)], **({"patient": patients} if patients else {})}
+    source = simple(tmp_path / "d", 16, **columns)
+    assert prepare_csv(source, tmp_path / "s", "--split-by-patient", "train=0.5,test=0.5") == 0
+    train, test = (Store.open(f"{tmp_path / 's'}:{name}") for name in ("train", "test"))
+    assert len(train) + len(test) == 16 and not set(train.studies) & set(test.studies)
+    assert len({*train.studies, *test.studies}) == len(train.patient_set | test.patient_set) == 8
+    note = train.manifest["source"]["notes"]["patient"]
+    assert note.removesuffix(")").endswith("study counts as its own patient")
+    capsys.readouterr()
+    torn = simple(tmp_path / "torn", 16, **columns, split=["train", "test"] * 8)
+    assert prepare_csv(torn, tmp_path / "t") == 2
+    assert "8 of 8 patients are in more than one split" in error_line(capsys)
+
+
+def test_whole_numbers_that_pandas_wrote_as_floats_are_the_same_ids(tmp_path: Path) -> None:
+    """As it does where a column has a gap."""
+    whole = simple(tmp_path / "whole", patient=["10001", "10002", "10003", "x.0"], study=[1, 2, 3, 4])
+    floats = simple(tmp_path / "floats", patient=["10001.0", " 10002.0 ", "", "x"], study=["1.0", "2.0", "", "4.0"])
+    for name, source in (("a", whole), ("b", floats)):
+        assert prepare_csv(source, tmp_path / name, "--namespace", "n") == 0
+    a, b = (Store.open(str(tmp_path / name)) for name in "ab")
+    assert [p == q for p, q in zip(a.patients, b.patients, strict=True)] == [True, True, False, False]
+    assert [p == q for p, q in zip(a.studies, b.studies, strict=True)] == [True, True, False, False]
+    assert patient_overlap(a, b) == 2
+
+
+def test_records_of_unknown_patients_are_counted(tmp_path: Path) -> None:
+    source = simple(tmp_path, 5, patient=["p0", "", "p2", " ", ""])
+    (tmp_path / "i1.png").unlink()
+    assert prepare_csv(source, tmp_path / "s") == 0
+    assert Store.open(str(tmp_path / "s")).manifest["ids"]["patients_unknown"] == 2  # of those kept
+
+
+def test_labels_without_texts_are_a_set_for_evaluation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"image": image(tmp_path / f"{n}.png", n), "Edema": n % 2, "finding_labels": "x"} for n in range(2)]
+    source = table(tmp_path / "t.csv", rows)
+    assert prepare_csv(source, tmp_path / "s") == 0
+    store = Store.open(str(tmp_path / "s"))
+    assert store.texts == ["", ""] and store.labels["Edema"].tolist() == [0, 1]
+    assert store.manifest["source"]["without_text"] == 2
+    assert store.manifest["source"]["notes"]["text"] == "no column: an evaluation set without texts"
+    capsys.readouterr()
+    for flags, says in (
+        (("--text", "findings"), "no column found for the text"),
+        (("--text-column", "report"), "no column 'report' (--text-column)"),
+        (("--label-columns", ""), "no column found for the text"),
+    ):
+        assert prepare_csv(source, tmp_path / "t", *flags) == 2
+        assert says in error_line(capsys)
+
+
 def test_two_tables_of_one_folder_compare_by_patient(tmp_path: Path) -> None:
     rows = [{"image": image(tmp_path / f"{n}.png", n), "text": "t", "patient": f"p{n % 4}"} for n in range(6)]
     table(tmp_path / "train.csv", rows[:4])
@@ -289,9 +345,34 @@ def test_too_many_unreadable_images_end_the_run(many: Path, tmp_path: Path, caps
     assert prepare_csv(source, tmp_path / "s") == 2
     line = error_line(capsys)
     assert "3 images of the first 3 of 200 cannot be read, above --max-skipped 0.01 of 200 rows (rows 1, 2, 3)" in line
-    assert sorted(os.listdir(tmp_path)) == ["d"]
+    assert f"no store was made; what is done is kept in {tmp_path / 's.partial'}" in line
     assert prepare_csv(source, tmp_path / "s", "--max-skipped", "0.015") == 0
+    assert "going on behind 3 of 200 images" in capsys.readouterr().out
+    assert sorted(os.listdir(tmp_path)) == ["d", "s"]
     assert len(Store.open(str(tmp_path / "s"))) == 197
+
+
+def test_damaged_headers_count_as_unreadable_and_strange_files_do_not(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for n in range(200):
+        path = tmp_path / "d" / f"{n}.dcm"
+        dicom_files.save(path, np.full((24, 24), n, np.uint8), SOPInstanceUID=f"1.2.3.{n}", PatientID=f"p{n}")
+        if n < 150:
+            path.with_suffix(".txt").write_text(f"Report {n}.")
+    for n in range(3):
+        path = tmp_path / "d" / f"{n}.dcm"
+        path.write_bytes(path.read_bytes()[:300])
+    for n in range(3, 100):
+        (tmp_path / "d" / f"{n}.dcm").write_text("no image")
+    flags = ("--format", "dicom", "--source", tmp_path / "d", "--out", tmp_path / "s")
+    assert prepare(*flags) == 2
+    line = error_line(capsys)
+    assert "3 images of the first 3 of 53 cannot be read, above --max-skipped 0.01 of 200 rows" in line
+    assert line.endswith("no store was made\n") and sorted(os.listdir(tmp_path)) == ["d"]
+    assert prepare(*flags, "--max-skipped", "0.015") == 0
+    skipped = Store.open(str(tmp_path / "s")).manifest["source"]["skipped"]
+    assert skipped == {"not a DICOM file": 97, "no text file beside the image": 50, "damaged DICOM header": 3}
 
 
 def test_the_cap_leaves_missing_files_and_small_tables_alone(many: Path, tmp_path: Path) -> None:
@@ -495,6 +576,7 @@ FAULTS: list[tuple[str, str | bytes, str, str]] = [
     ("l.csv", "image,text,L,L2\na,b,1,0\n", "--label-columns L,L", "names 'L' twice"),
     ("i.csv", "image,text\na.png,b\n ,d\n", "", r"i.csv row 2: no image named in column 'image' \(1 such"),
     ("d.csv", "image,text\na.png,b\na.png,d\n", "", "rows 1 and 2 name the same image with different text"),
+    ("d.csv", "image,text\na.png,b\nc.png,e\na.png,d\nc.png,f\n", "", "rows 1 and 3, 2 and 4 name the same image"),
     (
         "p.csv",
         "image,text,patient,split\na,x,p,s\nb,y,p,t\n",
@@ -510,6 +592,12 @@ FAULTS: list[tuple[str, str | bytes, str, str]] = [
         "image,text\nq.png,b\n",
         "",
         r"none of the 1 rows could be kept \(missing image file 1\).* with --images",
+    ),
+    (
+        "f.csv",
+        "image,text,impression\na.png,b,\n",
+        "--text impression",
+        r"none of the 1 rows could be kept \(no impression 1\): pair another part of the report with --text;",
     ),
     ("g.csv", "image,text\na.png,b\n", "--split a:b", "--split: a split's name is made of letters"),
     ("g.csv", "image,text\na.png,b\n", "--split-by-patient a=0.5", "the shares add up to 0.5, not 1"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import importlib.metadata
 import os
 import shutil
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from hybridclip_jax.data.pixels import lazy
 from hybridclip_jax.data.plan import Options
 from hybridclip_jax.data.prepare import prepare
 from hybridclip_jax.data.store import Store
+from hybridclip_jax.data.study import RecordError
 from hybridclip_jax.errors import StorageError, UserError
 
 ROWS, STOP = 11, 9
@@ -197,6 +199,46 @@ def test_a_missing_image_that_has_come_is_taken(studies: list[Study], tmp_path: 
     draw(tmp_path / "d" / "4.png", 4)
     attempt(studies, tmp_path / "s", options)
     assert len(Store.open(str(tmp_path / "s"))) == ROWS
+
+
+@pytest.mark.parametrize("comes_back", [False, True])
+def test_what_could_not_be_read_is_tried_again(studies: list[Study], tmp_path: Path, comes_back: bool) -> None:
+    """The disk, and not the file, was at fault, so that nothing of the file has changed."""
+    faulty = [
+        dataclasses.replace(study, load_image=functools.partial(read_where_the_disk_is, tmp_path, study.source_row))
+        for study in studies
+    ]
+    partial = interrupted(faulty, tmp_path / "s")
+    if comes_back:
+        (tmp_path / "disk").touch()
+    assert attempt(faulty, tmp_path / "s") == going_on(3 if comes_back else STOP, partial)
+    reasons = Store.open(str(tmp_path / "s")).manifest["source"]["skipped"]
+    assert reasons == {"missing image file": 1} | ({} if comes_back else {"image file cannot be read (disk)": 1})
+    attempt(faulty, tmp_path / "whole")
+    assert contents(tmp_path / "s") == contents(tmp_path / "whole")
+
+
+def read_where_the_disk_is(folder: Path, row: int) -> PIL.Image.Image:
+    """Image 5 is on a disk that is there when `folder` has the file "disk"."""
+    if row == 5 and not (folder / "disk").exists():
+        raise RecordError("image file cannot be read (disk)")
+    return lazy(folder / f"d/{row}.png")()
+
+
+def test_another_version_of_a_library_that_decodes_starts_over(
+    studies: list[Study], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    partial = interrupted(studies, tmp_path / "s")
+    (tmp_path / "site" / "python_gdcm-3.0.24.dist-info").mkdir(parents=True)
+    (tmp_path / "site" / "python_gdcm-3.0.24.dist-info" / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: python-gdcm\nVersion: 3.0.24\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    [said] = attempt(studies, tmp_path / "s")
+    assert said == f"starting over: {partial} was made from another source, options, key or versions"
+    versions = Store.open(str(tmp_path / "s")).manifest["versions"]
+    assert versions["python-gdcm"] == "3.0.24"
+    assert versions["pydicom"] == importlib.metadata.version("pydicom")
 
 
 @both

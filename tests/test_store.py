@@ -44,21 +44,34 @@ def pixels_of(row: int, channels: int = 1) -> np.ndarray:
     return np.random.default_rng(row).integers(0, 256, (320, 320, channels), dtype=np.uint8)
 
 
-def manifest(namespace: str = "csv:a", key: str = "k", uncertain: str = "ignore", blank: str = "missing") -> dict:
+def manifest(
+    namespace: str = "csv:a",
+    key: str = "k",
+    uncertain: str = "ignore",
+    blank: str = "missing",
+    labels: tuple[str, ...] = LABELS,
+) -> dict:
     return {
-        "labels": {"names": list(LABELS), "uncertain": uncertain, "blank": blank},
+        "labels": {"names": list(labels), "uncertain": uncertain, "blank": blank},
         "ids": {"namespace": namespace, "key_fingerprint": key, "public_key": False},
     }
 
 
-def write(out: Path, records: list[Record], channels: int = 1, encoding: str = "raw", **kwargs: str) -> Path:
+def write(
+    out: Path,
+    records: list[Record],
+    channels: int = 1,
+    encoding: str = "raw",
+    labels: tuple[str, ...] = LABELS,
+    **kwargs: str,
+) -> Path:
     with StoreWriter(
-        out, channels=channels, labels=LABELS, sections=("findings",), synthetic=False, encoding=encoding
+        out, channels=channels, labels=labels, sections=("findings",), synthetic=False, encoding=encoding
     ) as writer:
         for item in records:
             writer.append(item, pixels_of(item.source_row, channels))
         writer.skip(99, "empty text")
-        writer.finish(manifest(**kwargs))
+        writer.finish(manifest(labels=labels, **kwargs))
     return out
 
 
@@ -139,12 +152,27 @@ def test_colour_has_three_channels(tmp_path: Path) -> None:
     ],
 )
 def test_labels_follow_the_policy(tmp_path: Path, uncertain: str, blank: str, expected: list[float]) -> None:
-    rows = [record(row, "all") for row in (4, 5, 6, 7)]  # 1, 0, -1, blank
+    # Edema 1, 0, -1, blank beside a label that is blank but in the last row
+    rows = [record(row, "all") for row in (4, 5, 6)]
+    rows.append(record(7, "all", labels={"Edema": None, "No Finding": 1.0}))
     store = Store.open(str(write(tmp_path / "s", rows, uncertain=uncertain, blank=blank)))
     assert store.label_names == LABELS
     assert store.labels["Edema"].dtype == np.float32
     np.testing.assert_array_equal(store.labels["Edema"], np.array(expected, np.float32))
-    np.testing.assert_array_equal(store.labels["No Finding"], [0.0 if blank == "negative" else np.nan] * 4)
+    gaps = [0.0 if blank == "negative" else np.nan] * 3
+    np.testing.assert_array_equal(store.labels["No Finding"], [*gaps, 1.0])
+
+
+@pytest.mark.parametrize(("names", "negative"), [(("Edema",), True), (LABELS, False)], ids=["one label", "two labels"])
+def test_a_row_that_nobody_labelled_is_no_row_of_negatives(
+    tmp_path: Path, names: tuple[str, ...], negative: bool
+) -> None:
+    blank = dict.fromkeys(names)
+    rows = [record(4, "all", labels={**blank, "Edema": -1.0}), record(7, "all", labels=blank)]
+    store = Store.open(str(write(tmp_path / "s", rows, labels=names, blank="negative")))
+    for name in names:
+        gap = 0.0 if name != "Edema" else np.nan
+        np.testing.assert_array_equal(store.labels[name], np.array([gap, 0 if negative else np.nan], np.float32))
 
 
 def test_spec_errors_name_the_remedy(two_splits: Path, tmp_path: Path) -> None:

@@ -337,6 +337,23 @@ def test_an_evaluation_on_images_that_are_trained_on_is_refused_unless_it_is_mea
     assert "12 of its images are trained on (data.allow_overlap is on)" in warning
 
 
+def test_where_no_patients_are_known_none_is_shared_and_it_is_said(config_file: Path, tmp_path: Path) -> None:
+    for part, count in (("train", 16), ("test", 4)):
+        (tmp_path / part).mkdir()
+        lines = [f"{n}.png,No nodule {n}.,{n % 2}\n" for n in range(count)]  # files of the same names
+        (tmp_path / f"{part}.csv").write_text("image,text,Nodule\n" + "".join(lines))
+        for n in range(count):
+            noise = np.random.default_rng([count, n]).integers(0, 255, (24, 24), np.uint8)
+            PIL.Image.fromarray(noise).save(tmp_path / part / f"{n}.png")
+        flags = ["--source", str(tmp_path / f"{part}.csv"), "--images", str(tmp_path / part)]
+        parsed = cli.parse(["prepare", "--format", "csv", *flags, "--out", str(tmp_path / f"{part}-store")])
+        assert not parsed.run(parsed)
+    a, b = tmp_path / "train-store", tmp_path / "test-store"
+    job = build.job(configs.load(str(config_file), [f"--config.data.train={a}", f"--config.evals.bare.data={b}"]))
+    says = f"(no patients are known of {b} and {a}): whether they share patients could not be checked"
+    assert any("evals.bare.data" in warning and says in warning for warning in job.warnings)
+
+
 def test_a_store_on_which_the_metric_is_undefined_is_refused(config_file: Path, tmp_path: Path) -> None:
     one = tmp_path / "one"
     arguments = ["--count", "1", "--seed", "9", "--train-share", "0", "--val-share", "1", "--out", str(one)]

@@ -52,6 +52,8 @@ def run(args: argparse.Namespace) -> None:
     for path in (args.json, args.html):
         if path is not None and not path.parent.is_dir():
             raise UserError(f"{path}: no such folder as {path.parent}; make it first")
+        if path is not None and path.is_dir():
+            raise UserError(f"{path} is a folder: name the file to write")
     stores = open_all(args.stores)
     with _progress() as show:
         audit = examine(stores, near=not args.quick, deep=args.deep, show=show)

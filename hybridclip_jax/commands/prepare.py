@@ -89,7 +89,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="what a label of -1 counts as (default: ignore)",
     )
     parser.add_argument(
-        "--blank", choices=BLANK, default="missing", help="what a blank label counts as (default: missing)"
+        "--blank",
+        choices=BLANK,
+        default="missing",
+        help="what a blank label counts as (default: missing); where all of an image's several labels are blank,"
+        " they stay missing",
     )
     parser.add_argument(
         "--max-skipped",
@@ -137,7 +141,8 @@ class _Choose(argparse.Action):
         for action, text in self._hidden[values]:
             action.help = text
         reader = FORMATS[values]
-        parser.description = f"{HELP}\n\n{values}: {reader.describe}"
+        text = f". Default of --text: {reader.text}" if reader.text else ""
+        parser.description = f"{HELP}\n\n{values}: {reader.describe}{text}"
         parser.epilog = f"example: hybridclip prepare --format {values} {reader.example} --out stores/train"
 
 

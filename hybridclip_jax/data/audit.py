@@ -46,7 +46,8 @@ def open_all(specs: Sequence[str]) -> list[Store]:
         splits = [split] if split is not None else list(read_manifest(path)[0]["splits"])
         for name in splits or [None]:
             store = Store.open(f"{path}:{name}" if name is not None else spec)
-            stores.setdefault((store.fingerprint, store.split), store)
+            # By place, not by content: a store copied under another name shares all it has with the first.
+            stores.setdefault((str(store.path.resolve()), store.split), store)
     return list(stores.values())
 
 
@@ -110,7 +111,7 @@ def _split(store: Store) -> Audit:
         "records": len(store),
         "studies": len(set(store.studies)),
         "patients": len(store.patient_set),
-        "patients_known": _knows_patients(store),
+        "patients_known": knows_patients(store),
         "text": store.manifest.get("text", "report"),
         "labels": {
             "uncertain": policy["uncertain"],
@@ -132,10 +133,14 @@ def name_of(store: Store) -> str:
     return f"{parse_spec(store.spec)[0]}:{store.split}"
 
 
-def _knows_patients(store: Store) -> bool:
-    # The readers' words for a source that names none. Some blank cells are another matter, and say so.
-    note = str(store.manifest.get("source", {}).get("notes", {}).get("patient", ""))
-    return "counts as its own patient" not in note or "blank" in note
+def knows_patients(store: Store) -> bool:
+    """Whether the source of the store names the patient of any record; what it made up in their place is no id."""
+    return _patients_unknown(store) < int(store.manifest["records"])
+
+
+def _patients_unknown(store: Store) -> int:
+    """Records of the whole store whose patient its source does not name."""
+    return int(store.manifest["ids"].get("patients_unknown", 0))
 
 
 def _label_counts(values: np.ndarray) -> dict[str, int]:
@@ -245,7 +250,7 @@ def _pair(a: Store, b: Store) -> Audit:
         "b": name_of(b),
         "patients": patients,
         "studies": studies,
-        "ids_why": why,
+        "ids_why": why or _partly_known(a, b),
         "images": images if images or unlike is None else None,
         "images_why": unlike,
         "texts": len(texts),
@@ -257,11 +262,22 @@ def _pair(a: Store, b: Store) -> Audit:
 def _not_comparable(a: Store, b: Store) -> str | None:
     try:
         if check_comparable(a, b) != "comparable":
-            return "not comparable by id: different namespaces"
+            return f"not comparable by id: namespaces {a.namespace!r} and {b.namespace!r} (prepare --namespace)"
     except UserError:
         return "not comparable by id: made with different patient keys"
-    unknown = [name_of(store) for store in (a, b) if not _knows_patients(store)]
+    unknown = [name_of(store) for store in (a, b) if not knows_patients(store)]
     return f"not comparable by id: no patients are known of {' and '.join(unknown)}" if unknown else None
+
+
+def _partly_known(a: Store, b: Store) -> str | None:
+    """Of how many records the patient is not known, where that is not all."""
+    counts = {
+        parse_spec(store.spec)[0]: f"{_patients_unknown(store):,} of {store.manifest['records']:,} records"
+        for store in (a, b)
+        if _patients_unknown(store)
+    }
+    said = " and ".join(f"{count} of {path}" for path, count in counts.items())
+    return f"not comparable by id in part: no patient is known of {said}" if said else None
 
 
 def _prepared_unlike(a: Store, b: Store) -> str | None:

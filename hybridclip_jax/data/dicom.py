@@ -101,7 +101,7 @@ def read_fields(file: BinaryIO, fields: Sequence[str], *, bare: bool = False) ->
             file, bare = _inflated(file, bare)
             header = _header(file, (*_OBJECT_TAGS, "SpecificCharacterSet", *fields), bare)
             if bare and _kind(header) == _UNKNOWN:  # then it only began as an object does
-                raise RecordError("not a DICOM file")
+                raise RecordError("not a DICOM file", unreadable=False)
             _refuse_no_picture(header)
             return {field: _text(header, field) for field in fields}
     except RecordError:

@@ -37,14 +37,14 @@ def grey_levels(stored: np.ndarray, header: Any) -> np.ndarray:
     low, high = pipeline.span(_pieces(stored))
     if low >= high:
         return np.zeros(stored.shape, np.uint8)
-    voi = _voi(header)
+    voi = _voi(header, low)
     if voi is not None:
         window = dataclasses.replace(pipeline, voi=voi)
         ends = window.ends(_pieces(stored))
         if ends[0] < ends[1]:
             return _mapped(stored, window)
     if _narrow(stored) and int(header.BitsStored) <= 8:
-        low, high = pipeline.span(iter([_possible(header)]))
+        low, high = dataclasses.replace(pipeline, padding=None).span(iter([_possible(header)]))
     return _mapped(stored, dataclasses.replace(pipeline, voi=lambda values: (values - low) / (high - low)))
 
 
@@ -142,7 +142,7 @@ def _mapped(stored: np.ndarray, pipeline: _Pipeline) -> np.ndarray:
 def _modality(header: Any) -> Curve:
     items = header.get("ModalityLUTSequence")
     if items:
-        return _lut(items[0], header)[0]
+        return _lut(items[0], header, bool(header.PixelRepresentation))[0]
     try:
         slope = _number(header, "RescaleSlope")
         intercept = _number(header, "RescaleIntercept")
@@ -154,11 +154,11 @@ def _modality(header: Any) -> Curve:
     return lambda values: values * scale + offset
 
 
-def _voi(header: Any) -> Curve | None:
-    """To 0..1, or None where the header says nothing that can be used."""
+def _voi(header: Any, low: float) -> Curve | None:
+    """To 0..1, or None where the header says nothing that can be used. `low` is the least value behind modality."""
     items = header.get("VOILUTSequence")
     if items:
-        curve, top = _lut(items[0], header)
+        curve, top = _lut(items[0], header, low < 0)
         return lambda values: curve(values) / top
     try:
         centre, width = _number(header, "WindowCenter"), _number(header, "WindowWidth")
@@ -182,9 +182,11 @@ def window(centre: float, width: float, function: str) -> Curve | None:
     return None
 
 
-def _lut(item: Any, header: Any) -> tuple[Curve, float]:
-    """A lookup table and the largest value its bits can hold."""
+def _lut(item: Any, header: Any, signed: bool) -> tuple[Curve, float]:
+    """A lookup table and the largest value its bits can hold. `signed`: what it is applied to can be negative."""
     entries, first, bits = (int(value) for value in item.LUTDescriptor)
+    if signed and first >= 32768:  # implicit VR does not say that the first value is signed
+        first -= 65536
     entries = entries or 65536
     data = item.LUTData
     if isinstance(data, bytes):

@@ -16,6 +16,7 @@ from hybridclip_jax.data.workers import LoadImage
 from hybridclip_jax.errors import UserError
 
 # What a row says of its image: all but where it stands and how the image is read.
+_SHOWN_PAIRS = 10
 _SAID = [field.name for field in dataclasses.fields(Study) if field.name not in ("source_row", "load_image")]
 TEXTS = ("report", "findings", "impression", "findings+impression")
 
@@ -51,6 +52,7 @@ class Outcome:
     skipped: dict[str, int]  # by reason, most frequent first
     skipped_rows: dict[str, list[int]]  # source rows by reason
     without_text: int  # kept although they have no text, which only evaluation sets may have
+    patients_unknown: int  # kept although the source does not name their patient
 
 
 class Plan:
@@ -58,9 +60,12 @@ class Plan:
 
     def __init__(self) -> None:
         self.read = 0
-        self.without_text = 0  # of the records that were kept
+        self.unreadable: list[int] = []  # rows whose image the reader itself could not read
+        self.without_text = 0  # of the records that were kept, as are the next
+        self.patients_unknown = 0
         self.records: list[Record] = []  # without their token counts
         self.loads: list[LoadImage] = []  # one for each record
+        self.patient_known: list[bool] = []  # one for each record
         self.digest = hashlib.sha256()  # of the rows
         self._skipped: dict[str, list[int]] = collections.defaultdict(list)
 
@@ -70,7 +75,8 @@ class Plan:
     def outcome(self) -> Outcome:
         rows = sorted(self._skipped.items(), key=lambda item: (-len(item[1]), item[0]))
         skipped = {reason: len(found) for reason, found in rows}
-        return Outcome(self.read, self.read - sum(skipped.values()), skipped, dict(rows), self.without_text)
+        kept = self.read - sum(skipped.values())
+        return Outcome(self.read, kept, skipped, dict(rows), self.without_text, self.patients_unknown)
 
 
 def make_plan(source: Source, options: Options, hasher: IdHasher, progress: Progress) -> Plan:
@@ -83,22 +89,21 @@ def make_plan(source: Source, options: Options, hasher: IdHasher, progress: Prog
     studies: list[Study] = []
     same_labels: dict[tuple[tuple[str, float | None], ...], dict[str, float | None]] = {}  # few among many rows
     contents: dict[str, tuple[int, bytes]] = {}  # by id: its row, and a digest of all that the row says
+    differing: list[tuple[int, int]] = []  # rows of one image that do not say the same
     for study in source.studies:
         plan.read += 1
         progress("scan", plan.read, max(source.total or 0, plan.read))
         if isinstance(study, Skip):
             plan.digest.update(repr(study).encode())
             plan.skip(study.source_row, study.reason)
+            plan.unreadable += [study.source_row] * study.unreadable
             continue
         content = hashlib.blake2b(repr([getattr(study, name) for name in _SAID]).encode(), digest_size=24).digest()
         plan.digest.update(content + f"{study.source_row} {_name_of(study.load_image)}\n".encode())
         if study.id in contents:
             first_row, first_content = contents[study.id]
             if first_content != content:
-                raise UserError(
-                    f"rows {first_row} and {study.source_row} name the same image with different text,"
-                    " labels, patient, split or view: keep one of them"
-                )
+                differing.append((first_row, study.source_row))
             plan.skip(study.source_row, "duplicate row")
             continue
         contents[study.id] = (study.source_row, content)
@@ -113,6 +118,12 @@ def make_plan(source: Source, options: Options, hasher: IdHasher, progress: Prog
         studies.append(dataclasses.replace(study, text=text, labels=labels))
     if not plan.read:
         raise UserError("the source has no rows: nothing to prepare")
+    if differing:
+        pairs = ", ".join(f"{a} and {b}" for a, b in differing[:_SHOWN_PAIRS])
+        raise UserError(
+            f"rows {pairs}{', ...' if len(differing) > _SHOWN_PAIRS else ''} name the same image with different text,"
+            f" labels, patient, split or view ({len(differing)} such rows): keep one of each"
+        )
     contents.clear()
     splits = assign_splits(studies, hasher, options.split, options.split_by_patient)
     studies.reverse()
@@ -120,6 +131,7 @@ def make_plan(source: Source, options: Options, hasher: IdHasher, progress: Prog
         study = studies.pop()  # let go of, as there are many
         plan.records.append(_record(study, split, hasher))
         plan.loads.append(study.load_image)
+        plan.patient_known.append(study.patient_known)
     return plan
 
 

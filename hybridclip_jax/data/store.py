@@ -76,7 +76,8 @@ class Store:
 
         try:
             with (path / TABLE).open("rb") as file:  # given a path, pyarrow would expand a "~" in it
-                table = pq.read_table(file)
+                # Its threads now and then abort a process that ends soon after.
+                table = pq.read_table(file, use_threads=False)
         except (OSError, pa.ArrowException) as error:
             raise UserError(f"{path / TABLE} is damaged: copy the store again, or run prepare again") from error
         if table.num_rows != manifest["records"]:
@@ -102,10 +103,11 @@ class Store:
         policy = manifest["labels"]
         # float32 [n] by name, nan = not known, after the manifest's policy for uncertain (-1) and blank
         # values
-        self.labels: dict[str, np.ndarray] = {
-            name: _by_policy(table[name].to_numpy(zero_copy_only=False), policy["uncertain"], policy["blank"])
-            for name in self.label_names
-        }
+        self.labels: dict[str, np.ndarray] = _by_policy(
+            {name: table[name].to_numpy(zero_copy_only=False).astype(np.float32) for name in self.label_names},
+            policy["uncertain"],
+            policy["blank"],
+        )
 
     @classmethod
     def open(cls, spec: str, copy: Path | None = None) -> Store:
@@ -213,13 +215,20 @@ class Store:
         return shard
 
 
-def _by_policy(raw: np.ndarray, uncertain: str, blank: str) -> np.ndarray:
-    values = raw.astype(np.float32)
-    values_known = ~np.isnan(values)
-    if blank == "negative":
-        values = np.where(values_known, values, np.float32(0))
-    replacement = {"ignore": np.nan, "zero": 0.0, "one": 1.0}[uncertain]
-    return np.where(values == -1, np.float32(replacement), values).astype(np.float32)
+def _by_policy(raw: dict[str, np.ndarray], uncertain: str, blank: str) -> dict[str, np.ndarray]:
+    """Labels float32 [n] by name, nan = blank, after the policy for uncertain (-1) and blank values.
+
+    Where there are several labels and all of a row are blank, nobody labelled the row: they stay nan even where
+    blank means negative.
+    """
+    labelled = np.any([~np.isnan(values) for values in raw.values()], axis=0) if len(raw) > 1 else True
+    replacement = np.float32({"ignore": np.nan, "zero": 0.0, "one": 1.0}[uncertain])
+    found = {}
+    for name, values in raw.items():
+        if blank == "negative":
+            values = np.where(np.isnan(values) & labelled, np.float32(0), values)
+        found[name] = np.where(values == -1, replacement, values)
+    return found
 
 
 def parse_spec(spec: str) -> tuple[Path, str | None]:

@@ -39,6 +39,10 @@ SYNTHETIC_NOTE = "SYNTHETIC.txt"
 _OURS = re.compile("|".join([r"images-\d+\.\w+", *map(re.escape, (JOURNAL, TABLE, SKIPPED, MANIFEST, SYNTHETIC_NOTE))]))
 
 
+class GoesOn(UserError):
+    """What the user can mend without any of the work being lost: the next attempt goes on from it."""
+
+
 def refuse_existing(out: Path) -> None:
     """Raises UserError where `out` is there already, unless as an empty folder: renaming replaces such a one."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -50,7 +54,7 @@ class StoreWriter:
     nothing appears at `out`.
 
     `append` is `put` and `add` in one: the bytes of a record, and its row of the table. A UserError clears what was
-    written, as the source has to be mended first; any other error leaves it for `resume`.
+    written, as the source has to be mended first; any other error, and GoesOn, leaves it for `resume`.
 
     Raises:
         UserError: `out` exists, another run is writing it, it has no name, something else lies where it is to be
@@ -121,7 +125,8 @@ class StoreWriter:
             with contextlib.suppress(OSError):
                 if file is not None:
                     file.close()
-        if error is None or isinstance(error, UserError) or not self._any:
+        mend = isinstance(error, UserError) and not isinstance(error, GoesOn)
+        if error is None or mend or not self._any:
             shutil.rmtree(self.partial, ignore_errors=True)
         self._release()
 

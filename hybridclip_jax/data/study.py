@@ -24,10 +24,14 @@ class RecordError(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Skip:
-    """A row that the reader itself found unusable; counted and listed like any other skip."""
+    """A row that the reader itself found unusable; counted and listed like any other skip.
+
+    `unreadable`, unlike that of RecordError, has to be said: the row has an image, and it is damaged.
+    """
 
     source_row: int
     reason: str
+    unreadable: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +54,7 @@ class Study:
     labels: dict[str, float | None]  # 1.0, 0.0, -1.0 (uncertain, as in CheXpert), None = blank
     load_image: Callable[[], PIL.Image.Image]
     licence: str = ""  # of this record, where the source tells it for each
+    patient_known: bool = True  # False: the source names none, and `patient` stands for the study or the image
 
 
 @dataclasses.dataclass(frozen=True)

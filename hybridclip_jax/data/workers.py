@@ -77,7 +77,7 @@ def decode_all(
     workers = len(os.sched_getaffinity(0)) if workers is None else workers
     if workers == 1 or count < _IN_PROCESS_BELOW:
         for task in tasks:
-            yield _decode(task, how)
+            yield decode(task, how)
         return
     rest = iter(tasks)
     under_way: collections.deque[Future[list[Result]]] = collections.deque()
@@ -98,10 +98,11 @@ def decode_all(
 
 
 def _decode_chunk(tasks: Sequence[Task], how: Pixels) -> list[Result]:
-    return [_decode(task, how) for task in tasks]
+    return [decode(task, how) for task in tasks]
 
 
-def _decode(task: Task, how: Pixels) -> Result:
+def decode(task: Task, how: Pixels) -> Result:
+    """What becomes of one image; no fault of it is raised."""
     load_image, text = task
     files = tuple(
         map(file_state, files_of(load_image))

@@ -42,7 +42,7 @@ def audit_page(audit: Mapping[str, Any], plates: Mapping[str, Sequence[Plate]]) 
 
 
 def _banners(audit: Mapping[str, Any]) -> Markup:
-    said = [element("p", f"{text[0].upper()}{text[1:]}.", class_="banner bad") for text in audit["problems"]]
+    said = [element("p", f"{text}.", class_="banner bad") for text in audit["problems"]]
     if any(split["synthetic"] for split in audit["splits"]):
         text = "Synthetic data: drawn phantoms, not patients. They are alike: near copies among them are expected."
         said.append(element("p", element("strong", text), class_="banner"))

@@ -27,6 +27,7 @@ _COLUMNS = ("Path", "Frontal/Lateral", "AP/PA")
 NO_IDENTITY = "path without patientN/studyN"
 _ROOT = re.compile(r"^CheXpert-v1\.0[^/]*/")
 _IMAGE = re.compile(r"(?:^|/)(?:(train|valid|test)/)?(patient\d+)/(study\d+)/([^/]+)$")
+_OTHER_SPLIT = re.compile(r"(?:^|/)(train|valid)/patient\d+/")
 _IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".dcm")
 
 
@@ -63,7 +64,8 @@ def read(args: argparse.Namespace) -> Source:
     """Reads the tables in the folder `args.source`, or with `args.labels` that table's test studies alone.
 
     Raises:
-        UserError: no table, a column missing, or a label other than 1, 0, -1 and blank.
+        UserError: no table, a column missing, a label other than 1, 0, -1 and blank, or `args.labels` names images
+            of train or valid.
     """
     source = Path(args.source)
     folder = Path(args.images) if args.images is not None else source if source.is_dir() else source.parent
@@ -145,6 +147,12 @@ def _read_test_set(folder: Path, table: Table) -> Source:
         key = table.position("Path")
     if key is None:
         raise UserError(f"{table.path}: no column 'Study' (groundtruth.csv) nor 'Path' to find the images by")
+    for row, cells in enumerate(table.rows, start=1):
+        if other := _OTHER_SPLIT.search(str(folder / below_root(cells[key]))):
+            raise UserError(
+                f"{table.path} row {row} is of the split {other[1]!r}, and --labels is for the test studies: leave it"
+                " out to read train.csv and valid.csv from --source"
+            )
     labels = label_tables.named(table)
     return _source(
         _TestSet(table, key, labels, folder),

@@ -44,7 +44,7 @@ def add_arguments(parser: argparse._ActionsContainer) -> None:
         "--label-source",
         choices=LABEL_SOURCES,
         help="the part of the report that the labels were read from: chexbert_labels/SOURCE_fixed.json"
-        " (default: impression)",
+        " (default: as the file given to --labels is named, else impression)",
     )
 
 
@@ -54,7 +54,7 @@ def read(args: argparse.Namespace) -> Source:
 
     Raises:
         UserError: no table or several, a column missing, no folder of images, or labels that were asked for and
-            are missing or not 1, 0, -1 and null.
+            are missing, not 1, 0, -1 and null, or not known to be read from `args.label_source`.
     """
     table = read_table(_find_table(Path(args.source)))
     columns = dict(zip(_COLUMNS, table.positions(*_COLUMNS), strict=True))
@@ -62,7 +62,7 @@ def read(args: argparse.Namespace) -> Source:
     if comparison is not None:
         columns[_OPTIONAL] = comparison
     folder = _image_folder(table.path.parent, args.images)
-    label_source = args.label_source or LABEL_SOURCES[0]
+    label_source = _label_source(args.labels, args.label_source)
     labels = _find_labels(table.path.parent, args.labels, args.label_source, label_source)
     studies = _Studies(table, columns, folder, _Labels(labels, label_source) if labels is not None else None)
     notes = {
@@ -120,6 +120,26 @@ def _image_folder(beside: Path, named: str | None) -> Path:
         if any((beside / name / split).is_dir() for split in _SPLITS):
             return beside / name
     raise UserError(f"{beside}: no folder PNG/PNG with {' or '.join(_SPLITS)} in it: name the images with --images")
+
+
+def _label_source(named: str | None, asked: str | None) -> str:
+    """The part of the report that the labels were read from; of a file that --labels names, its name says it."""
+    if named is None or not Path(named).is_file():
+        return asked or LABEL_SOURCES[0]
+    said = [source for source in LABEL_SOURCES if f"{source}_fixed" in Path(named).name.lower()]
+    if len(said) == 1 and asked in (None, said[0]):
+        return said[0]
+    if len(said) == 1:
+        raise UserError(
+            f"{named}: by its name the labels were read from the {said[0]}, and --label-source says {asked}:"
+            " leave it out, or name the other file"
+        )
+    if asked is None:
+        raise UserError(
+            f"{named}: its name does not say what part of the report the labels were read from: say it with"
+            f" --label-source {' | '.join(LABEL_SOURCES)}"
+        )
+    return asked
 
 
 def _find_labels(beside: Path, named: str | None, asked: str | None, label_source: str) -> Table | None:

@@ -9,10 +9,12 @@ from __future__ import annotations
 import argparse
 import csv
 import dataclasses
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 from hybridclip_jax.data.formats import chexpert, hdf5, label_tables, mimic_cxr
+from hybridclip_jax.data.formats.columns import plain_id
 from hybridclip_jax.data.formats.table import Table, read_table
 from hybridclip_jax.data.study import Format, Skip, Source, Study
 from hybridclip_jax.errors import UserError
@@ -22,6 +24,8 @@ _TEXT = "impression"
 _NAMES = ("filename", "image_path", "path", "study", "study_id")
 _PATIENTS = ("patient_id", "deid_patient_id", "subject_id")
 _OTHERS = ("findings", "report", "split")
+# Only these: what follows the last dot of a DICOM UID tells one image from the next.
+_SUFFIX = re.compile(r"(?<=[^/])\.(?:jpe?g|png|dcm|tiff?|txt)$", re.IGNORECASE)
 
 
 def read(args: argparse.Namespace) -> Source:
@@ -125,8 +129,8 @@ def _names(table: Table) -> list[str] | None:
     column = _column(table, *_NAMES)
     if column is None:
         return None
-    paths = (PurePosixPath(chexpert.below_root(cells[column])) for cells in table.rows)
-    return [str(path.with_suffix("") if path.name else path) for path in paths]
+    paths = (PurePosixPath(chexpert.below_root(plain_id(cells[column]))) for cells in table.rows)
+    return [_SUFFIX.sub("", str(path)) for path in paths]
 
 
 def _check_order(names: dict[Path, list[str]]) -> str:
@@ -165,6 +169,7 @@ class _Identities:
     ids: Sequence[str]
     studies: Sequence[str]
     patients: Sequence[str]
+    patient_known: Sequence[bool]
     splits: Sequence[str]
     namespace: str
     note: str
@@ -174,10 +179,11 @@ def _identify(images: hdf5.Images, names: list[str] | None, reports: Table | Non
     count = images.shape[0]
     namespace = f"chexzero:{images.path.parent.resolve().name}"
     splits = _cells(reports, "split") or [""] * count
-    mimic = [mimic_cxr.identity(name) for name in names or []]
+    # A suffix again, or what follows the last dot of a name would be taken for one.
+    mimic = [mimic_cxr.identity(f"{name}.jpg") for name in names or []]
     # groundtruth.csv names the study and no image.
     stanford = [
-        chexpert.identity(name) or chexpert.identity(f"{name}/row {row}")
+        chexpert.identity(f"{name}.jpg") or chexpert.identity(f"{name}/row {row}")
         for row, name in enumerate(names or [], start=1)
     ]
     for whose, known in ((mimic_cxr.NAMESPACE, mimic), (chexpert.NAMESPACE, stanford)):
@@ -187,6 +193,7 @@ def _identify(images: hdf5.Images, names: list[str] | None, reports: Table | Non
                 [who.id for who in found],
                 [who.study for who in found],
                 [who.patient for who in found],
+                [True] * count,
                 splits,
                 whose,
                 f"as {whose} names them",
@@ -195,9 +202,12 @@ def _identify(images: hdf5.Images, names: list[str] | None, reports: Table | Non
     studies = names or ids
     patients = next((cells for name in _PATIENTS if (cells := _cells(reports, name))), None)
     if patients is not None:
-        return _Identities(ids, studies, _filled(patients, studies), splits, namespace, "from the table of texts")
+        patients = [plain_id(cell) for cell in patients]
+        named = [patient != "" for patient in patients]
+        patients = _filled(patients, studies)
+        return _Identities(ids, studies, patients, named, splits, namespace, "from the table of texts")
     note = "unknown: each study counts as its own patient, so what is checked by patient is checked by study only"
-    return _Identities(ids, studies, studies, splits, namespace, note)
+    return _Identities(ids, studies, studies, [False] * count, splits, namespace, note)
 
 
 def _cells(table: Table | None, name: str) -> list[str] | None:
@@ -232,6 +242,7 @@ class _Studies:
                 id=self.who.ids[row - 1],
                 study=self.who.studies[row - 1],
                 patient=self.who.patients[row - 1],
+                patient_known=self.who.patient_known[row - 1],
                 split=self.who.splits[row - 1],
                 view="",
                 text=said.pop("report", said.get(_TEXT, "")),

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import math
+import re
 from collections.abc import Callable
 
 import PIL.Image
@@ -44,7 +45,9 @@ ROLES_BESIDE_IMAGES = tuple(role for role in ROLES if role != "image")  # where 
 SECTIONS = ("findings", "impression")
 LABEL_VALUES = (1.0, 0.0, -1.0)
 _BLANK_LABELS = ("", "nan")
+_WHOLE_FLOAT = re.compile(r"([0-9]+)\.0")
 _REQUIRED = ("image", "text")
+_IDS = ("patient", "study")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,13 +63,22 @@ class Columns:
     def cell(self, role: str, cells: list[str]) -> str:
         """The stripped cell of a role, "" where the table has no such column."""
         column = self.roles.get(role)
-        return cells[column].strip() if column is not None else ""
+        if column is None:
+            return ""
+        return plain_id(cells[column]) if role in _IDS else cells[column].strip()
+
+    @property
+    def text_optional(self) -> bool:
+        """Whether there is no text at all: an evaluation set."""
+        return self.roles["text"] is None and not self.sections
 
     def study(self, row: int, cells: list[str], image: str, load_image: Callable[[], PIL.Image.Image]) -> Study:
         """The study of one row; `image` names its picture within the dataset."""
-        # A blank patient or study cell says as little as a missing column: the image stands for itself.
-        patient = self.cell("patient", cells) or f"image {image}"
+        # A blank patient or study cell says as little as a missing column: the study stands for its patient, so that
+        # no split tears it, and the image for itself.
         study = self.cell("study", cells)
+        named = self.cell("patient", cells)
+        patient = named or (f"study {study}" if study else f"image {image}")
         text_column = self.roles["text"]
         text = cells[text_column] if text_column is not None else ""
         sections = {name: cells[column] for name, column in self.sections.items()}
@@ -75,6 +87,7 @@ class Columns:
             id=image,
             study=f"{patient}\0{study}" if study else f"image {image}",  # many number studies within a patient
             patient=patient,
+            patient_known=named != "",
             split=self.cell("split", cells),
             view=self.cell("view", cells),
             text=text,
@@ -106,6 +119,8 @@ def find_columns(
 ) -> Columns:
     """The columns of `table`, by the flags that `add_flags` made with the same roles and prefix.
 
+    A table of labels needs no text unless `args.text` or the flag of its column asks for it.
+
     Raises:
         UserError: a named column that is missing, a role with no column or several, or a label value outside
             1, 0, -1 and blank.
@@ -120,15 +135,21 @@ def find_columns(
     _refuse_twins(table, found)
     taken = {column for column in found.values() if column is not None} | set(sections.values())
     labels, are_named = _label_columns(table, taken, args, prefix)
+    without_texts = found["text"] is None and not sections
+    if without_texts and not labels:
+        raise _none_found(table, "text", prefix)
     unused = [name or "(no name)" for i, name in enumerate(table.columns) if i not in taken and i not in labels]
 
     notes = {role: f"column {table.columns[i]!r}" if i is not None else "no column" for role, i in found.items()}
+    stands = "image" if found["study"] is None else "study"
     if found["patient"] is None:
-        notes["patient"] = "no column: each image counts as its own patient"
+        notes["patient"] = f"no column: each {stands} counts as its own patient"
     elif alone := sum(not cells[found["patient"]].strip() for cells in table.rows):
-        notes["patient"] += f" ({alone} blank: each such image counts as its own patient)"
+        notes["patient"] += f" ({alone} blank: each such {stands} counts as its own patient)"
     if found["study"] is None:
         notes["study"] = "no column: each image counts as its own study"
+    if without_texts:
+        notes["text"] = "no column: an evaluation set without texts"
     split_text = not sections and getattr(args, "text", "report") != "report"
     notes["sections"] = "by the headers in the text" if split_text else ", ".join(sections) or "none"
     notes["labels"] = ("named: " if are_named else "found: ") + (", ".join(table.columns[i] for i in labels) or "none")
@@ -165,12 +186,19 @@ def _find_column(table: Table, role: str, named: str | None, prefix: str) -> int
         names = ", ".join(repr(table.columns[i]) for i in found)
         raise UserError(f"{table.path}: columns {names} could each be the {role}: name one with {flag}")
     if not found and role in _REQUIRED:
-        raise UserError(f"{table.path}: no column found for the {role}: name it with {flag}. It has {listing(table)}")
+        raise _none_found(table, role, prefix)
     return found[0] if found else None
 
 
+def _none_found(table: Table, role: str, prefix: str) -> UserError:
+    flag = f"--{prefix}{role}-column"
+    return UserError(f"{table.path}: no column found for the {role}: name it with {flag}. It has {listing(table)}")
+
+
 def _text_column(table: Table, sections: dict[str, int], args: argparse.Namespace, prefix: str) -> int | None:
-    """The column of the whole text. None where --text asks for sections that have columns and no column has all."""
+    """The column of the whole text. None where --text asks for sections that have columns and no column has all, or
+    where the table has no text at all and none is asked for.
+    """
     named = _named(args, prefix, "text")
     policy = getattr(args, "text", "report")
     whole = [i for i, name in enumerate(table.columns) if name.lower() in ROLES["text"] and i not in sections.values()]
@@ -186,6 +214,8 @@ def _text_column(table: Table, sections: dict[str, int], args: argparse.Namespac
             f"{table.path}: columns {', '.join(map(repr, sections))} are parts of a report, and no column has all "
             f"of it: choose one with --text, or name a column with --{prefix}text-column"
         )
+    if named is None and policy == "report" and not whole and not sections:
+        return None
     if named is None and len(whole) == 1:
         return whole[0]
     return _find_column(table, "text", named, prefix)
@@ -216,6 +246,14 @@ def _label_columns(table: Table, taken: set[int], args: argparse.Namespace, pref
             )
         columns.append(column)
     return columns, True
+
+
+def plain_id(cell: str) -> str:
+    """An id without the spaces around it, and 10001 for 10001.0."""
+    # pandas writes whole numbers of a column with gaps as 12.0, and one person must have one id.
+    stripped = cell.strip()
+    whole = _WHOLE_FLOAT.fullmatch(stripped)
+    return whole[1] if whole else stripped
 
 
 def holds_labels(table: Table, column: int) -> bool:

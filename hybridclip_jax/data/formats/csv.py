@@ -41,6 +41,7 @@ def read(args: argparse.Namespace) -> Source:
         studies=_Studies(table, columns, folder),
         total=len(table.rows),
         labels=tuple(columns.labels),
+        text_optional=columns.text_optional,
         namespace=f"csv:{table.path.parent.resolve().name}",
         public_ids=False,
         synthetic=False,

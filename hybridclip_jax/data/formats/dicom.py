@@ -101,27 +101,28 @@ class _Studies:
             try:
                 study = self._study(row, path)
             except RecordError as error:
-                yield Skip(row, error.reason)
+                yield Skip(row, error.reason, error.unreadable)
                 continue
-            is_alone = study.patient == _alone(study.id)
-            named, alone = named + (not is_alone), alone + is_alone
+            named, alone = named + study.patient_known, alone + (not study.patient_known)
             yield study
         if not named:
-            self.notes["patient"] = "no PatientID in any header: each image counts as its own patient"
+            self.notes["patient"] = "no PatientID in any header: each study counts as its own patient"
         elif alone:
-            self.notes["patient"] += f" ({alone} blank: each such image counts as its own patient)"
+            self.notes["patient"] += f" ({alone} blank: each such study counts as its own patient)"
 
     def _study(self, row: int, path: Path) -> Study:
         fields, load_image = _opened(path)
         names = {PATH: path.relative_to(self.root).as_posix(), **fields}
         text, sections = self.text_of(path, names)
-        # A blank field says as little as a missing one: the image stands for itself.
+        # A blank field says as little as a missing one: the study stands for its patient, the image for itself.
         uid = fields["SOPInstanceUID"] or f"file {names[PATH]}"
+        study = fields["StudyInstanceUID"] or f"image {uid}"
         return Study(
             source_row=row,
             id=uid,
-            study=fields["StudyInstanceUID"] or _alone(uid),
-            patient=fields["PatientID"] or _alone(uid),
+            study=study,
+            patient=fields["PatientID"] or f"study {study}",
+            patient_known=fields["PatientID"] != "",
             split="",
             view=fields["ViewPosition"],
             text=text,
@@ -129,10 +130,6 @@ class _Studies:
             labels=self.labels_of(names) if self.labels_of is not None else {},
             load_image=load_image,
         )
-
-
-def _alone(uid: str) -> str:
-    return f"image {uid}"
 
 
 def _files(root: Path) -> list[Path]:
@@ -152,16 +149,16 @@ def _refuse_folder(error: OSError) -> None:
 def _opened(path: Path) -> tuple[dict[str, str], functools.partial[PIL.Image.Image]]:
     """The header fields of a picture and what decodes it; RecordError for everything else."""
     if path.is_symlink():
-        raise RecordError("link, not followed")
+        raise RecordError("link, not followed", unreadable=False)
     if not path.is_file():  # a pipe would make us wait
-        raise RecordError("not a regular file")
+        raise RecordError("not a regular file", unreadable=False)
     try:
         with path.open("rb") as file:
             head = file.read(dicom.HEAD_BYTES)
             file.seek(0)
             bare = dicom.may_be_bare(head)
             if not bare and not dicom.has_preamble(head):
-                raise RecordError("not a DICOM file")
+                raise RecordError("not a DICOM file", unreadable=False)
             fields = dicom.read_fields(file, _FIELDS, bare=bare)
     except OSError as error:
         raise RecordError("file cannot be read") from error
@@ -183,7 +180,7 @@ def _text_beside(root: Path, path: Path, names: Names) -> Text:
     for candidate in candidates:
         if candidate.is_file() and not candidate.is_symlink():
             return _text_of_file(candidate)
-    raise RecordError("no text file beside the image")
+    raise RecordError("no text file beside the image", unreadable=False)
 
 
 def _text_of_file(path: Path) -> Text:
@@ -191,10 +188,10 @@ def _text_of_file(path: Path) -> Text:
         with path.open("rb") as file:
             raw = file.read(_MAX_TEXT + 1)
         if len(raw) > _MAX_TEXT:
-            raise RecordError("text file larger than 1 MB")
+            raise RecordError("text file larger than 1 MB", unreadable=False)
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise RecordError("text file that is not UTF-8") from error
+        raise RecordError("text file that is not UTF-8", unreadable=False) from error
     except OSError as error:
-        raise RecordError("text file that cannot be read") from error
+        raise RecordError("text file that cannot be read", unreadable=False) from error
     return text, split_report(text)

@@ -54,10 +54,10 @@ def texts_in(table: Table, args: argparse.Namespace, notes: dict[str, str]) -> C
 
     def find(names: Names) -> Text:
         if not names[field]:
-            raise RecordError(f"no {field} in the header")
+            raise RecordError(f"no {field} in the header", unreadable=False)
         cells = rows.get(names[field])
         if cells is None:
-            raise RecordError("no row for the image in the table of texts")
+            raise RecordError("no row for the image in the table of texts", unreadable=False)
         parts = {name: cells[i] for name, i in sections.items()}
         if whole is not None:
             return cells[whole], parts or split_report(cells[whole])

@@ -66,7 +66,8 @@ def find_images(path: Path) -> Images:
     import h5py
 
     if not path.is_file():
-        raise UserError(f"{path}: no such file")
+        what = "is a folder" if path.is_dir() else "no such file"
+        raise UserError(f"{path}: {what}; give --source the HDF5 file, such as cxr.h5")
     try:
         with h5py.File(path, "r", locking=False) as file:
             name = _find_dataset(path, file)

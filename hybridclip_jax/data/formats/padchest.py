@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from hybridclip_jax.data import pixels
+from hybridclip_jax.data.formats.columns import plain_id
 from hybridclip_jax.data.formats.paths import OUTSIDE, inside
 from hybridclip_jax.data.formats.table import Table, find_table, read_table
 from hybridclip_jax.data.study import Format, Skip, Source, Study
@@ -114,10 +115,9 @@ def _rows(table: Table) -> list[_Row]:
     return [
         _Row(
             image=cells[image].strip(),
-            # pandas writes whole numbers of a column with gaps as 12.0.
-            folder=few(cells, folder).removesuffix(".0"),
-            study=cells[study].strip(),
-            patient=cells[patient].strip(),
+            folder=sys.intern(plain_id(few(cells, folder))),
+            study=plain_id(cells[study]),
+            patient=plain_id(cells[patient]),
             view=few(cells, view),
             report=cells[report].strip(),
             method=few(cells, method),

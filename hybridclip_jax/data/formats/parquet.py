@@ -63,6 +63,7 @@ def _read(args: argparse.Namespace) -> Source:
         studies=_Studies(rows, columns, image, folder),
         total=len(rows.places),
         labels=tuple(columns.labels),
+        text_optional=columns.text_optional,
         namespace=f"parquet:{root.name}",
         public_ids=False,
         synthetic=False,

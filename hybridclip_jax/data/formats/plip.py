@@ -131,6 +131,7 @@ class _Studies:
             id=image,
             study=image,
             patient=image,
+            patient_known=False,
             split=layout.split,
             view="",
             text=cells[layout.text].strip() if layout.text is not None else "",

@@ -98,6 +98,7 @@ class _Studies:
                     id=figure.name,
                     study=figure.name,
                     patient=figure.name,
+                    patient_known=False,
                     split=figure.split,
                     view="",
                     text=figure.caption,

@@ -41,12 +41,14 @@ def _read(args: argparse.Namespace) -> Source:
     splits = {str(name): int(info.num_examples) for name, info in builder.info.splits.items()}
     if not sum(splits.values()):
         raise UserError(f"{folder} has no examples: prepare the dataset again")
-    table, places = _table(folder, splits, features)
+    files = {split: _files(builder, split) for split in splits}
+    table, places = _table(folder, files, features)
     columns = find_columns(table, args, ROLES_BESIDE_IMAGES, PREFIX)
     return Source(
         studies=_Studies(table, columns, places, folder, features.image),
         total=len(table.rows),
         labels=tuple(columns.labels),
+        text_optional=columns.text_optional,
         namespace=f"tfds:{builder.name}",
         public_ids=False,
         synthetic=False,
@@ -76,6 +78,7 @@ FORMAT = Format(
 class _Place:
     split: str
     index: int
+    file: Path  # of the split's files the one that holds it
     fault: str = ""
 
 
@@ -92,12 +95,17 @@ class _Studies:
             if place.fault:
                 yield Skip(row, place.fault)
             else:
-                load_image = functools.partial(open_record, self.folder, place.split, place.index, self.image)
+                load_image = functools.partial(
+                    open_record, self.folder, place.split, place.index, self.image, place.file
+                )
                 yield self.columns.study(row, cells, f"{place.split} {place.index}", load_image)
 
 
-def open_record(folder: Path, split: str, index: int, image: str) -> PIL.Image.Image:
-    """The image of one record, by our rules and not by those of tensorflow_datasets; raises RecordError."""
+def open_record(folder: Path, split: str, index: int, image: str, file: Path) -> PIL.Image.Image:
+    """The image of one record, by our rules and not by those of tensorflow_datasets; raises RecordError.
+
+    `file` holds the record, and is named only so that a change of it is noticed.
+    """
     try:
         raw = _records(folder, split, image)[index][image]
     except Exception as error:  # its readers raise what they like
@@ -198,12 +206,18 @@ def _features(folder: Path, features: Mapping[str, Any], named: str | None) -> _
     return _Features(image, plain, classes, tuple(name for name in names if name not in (*plain, image)))
 
 
-def _table(folder: Path, splits: dict[str, int], features: _Features) -> tuple[Table, list[_Place]]:
+def _files(builder: Any, split: str) -> list[Path]:
+    """For each record of a split the file that holds it."""
+    parts = [(Path(part.filename), part.take) for part in builder.info.splits[split].file_instructions]
+    return [file for file, count in parts for _ in range(count)]
+
+
+def _table(folder: Path, files: dict[str, list[Path]], features: _Features) -> tuple[Table, list[_Place]]:
     add_split = "split" not in features.plain
     rows: list[list[str]] = []
     places: list[_Place] = []
-    for split, count in splits.items():
-        for index in range(count):
+    for split, held_by in files.items():
+        for index, file in enumerate(held_by):
             try:
                 record = _records(folder, split, features.image)[index]
             except Exception as error:  # its readers raise what they like
@@ -212,7 +226,7 @@ def _table(folder: Path, splits: dict[str, int], features: _Features) -> tuple[T
                 ) from error
             cells, fault = _cells(record, features)
             rows.append(cells + [split] * add_split)
-            places.append(_Place(split, index, fault))
+            places.append(_Place(split, index, file, fault))
     return Table(folder, (*features.plain, *["split"] * add_split), rows), places
 
 

@@ -71,6 +71,7 @@ def _read(args: argparse.Namespace) -> Source:
         studies=_Studies(samples, table, columns),
         total=len(samples),
         labels=tuple(columns.labels),
+        text_optional=columns.text_optional,
         namespace=f"webdataset:{shards[0].parent.resolve().name}",
         public_ids=False,
         synthetic=False,
