@@ -112,6 +112,15 @@ def test_the_patient_comes_from_the_name_where_the_field_is_missing(tmp_path: Pa
     assert prepared.notes(tmp_path / "b" / "s")["patient"] == "from the study's name in 3 studies without PatientID"
 
 
+def test_a_patient_that_nothing_names_is_not_counted_as_known(tmp_path: Path) -> None:
+    fields = next(iter(TRAIN.values()))
+    named = {name: value for name, value in fields.items() if name != "PatientID"}
+    assert prepare(tree(tmp_path / "d", {"study one": named}), tmp_path / "s") == 0
+    store = prepared.split(tmp_path / "s", "train")
+    assert store.manifest["ids"]["patients_unknown"] == len(store) > 0
+    assert "each counts as its own patient" in prepared.notes(tmp_path / "s")["patient not known"]
+
+
 @pytest.mark.parametrize("key", ["id", "StudyInstanceUid", "ImagePath"])
 def test_labels_by_study_or_by_image(tmp_path: Path, key: str) -> None:
     rows = [f"{key},Edema,Age,Pneumonia"]

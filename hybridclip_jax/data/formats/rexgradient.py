@@ -58,7 +58,8 @@ def read(args: argparse.Namespace) -> Source:
     if labels is not None and not any(labels.knows(study) for study in studies):
         raise UserError(f"{labels.table.path}: column {labels.key!r} names no study or image of {files[0].name}")
     unused = [names[name] for name in names if name not in _USED]
-    guessed = sum(not study.text(_PATIENT) for study in studies)
+    unknown = sum(not study.patient for study in studies)
+    guessed = sum(not study.text(_PATIENT) for study in studies) - unknown
     notes = {
         "files": ", ".join(file.name for file in files),
         "report": "its sections under their titles: indication, comparison, findings, impression",
@@ -69,6 +70,8 @@ def read(args: argparse.Namespace) -> Source:
     }
     if guessed:
         notes["patient"] = f"from the study's name in {guessed} studies without PatientID"
+    if unknown:
+        notes["patient not known"] = f"in {unknown} studies: each counts as its own patient"
     return Source(
         studies=_Studies(studies, folder, labels),
         total=len(studies),
@@ -111,8 +114,9 @@ class _Raw:
 
     @property
     def patient(self) -> str:
+        """By PatientID, or by the study's name; "" where neither tells."""
         match = _STUDY_KEY.match(self.key)
-        return self.text(_PATIENT) or (match[1] if match else self.key)
+        return self.text(_PATIENT) or (match[1] if match else "")
 
 
 def _find_files(source: Path) -> list[Path]:
@@ -252,7 +256,8 @@ class _Studies:
                     source_row=row,
                     id=below,
                     study=study.key,
-                    patient=study.patient,
+                    patient=study.patient or f"study {study.key}",
+                    patient_known=study.patient != "",
                     split=study.split,
                     view=_VIEW_NAMES.get(view.strip().upper(), view.strip()),
                     text=report,
