@@ -24,11 +24,12 @@ ROOT = Path(__file__).parents[1]
 ROWS = 200
 # Files of 64 pictures, so that kills fall around the sealing of files too. The second word limits the size of a file.
 CALL = """
-import argparse, resource, sys
+import argparse, resource, signal, sys
 from hybridclip_jax.commands import prepare
 from hybridclip_jax.data import store_writer
 from hybridclip_jax.errors import run_or_exit
 store_writer.SHARD_RECORDS = 64
+signal.signal(signal.SIGINT, signal.default_int_handler)  # of a background job it is ignored
 if sys.argv[1] != "0":
     resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), int(sys.argv[1])))
 parser = argparse.ArgumentParser()
