@@ -16,7 +16,7 @@ from hybridclip_jax.data.audit import Show, examine, open_all
 from hybridclip_jax.data.store import Store
 from hybridclip_jax.errors import UserError
 from hybridclip_jax.logs import Bars, table
-from hybridclip_jax.report.audit import NOT_COMPARABLE, Plate, audit_page, share
+from hybridclip_jax.report.audit import NOT_COMPARABLE, Plate, audit_page, near_copies, share
 from hybridclip_jax.rundir import write_json, write_whole
 
 HELP = "audit stores, alone and against each other; exit code 2 when two splits share a patient or an image"
@@ -173,8 +173,7 @@ def _pairs(pairs: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _near(audit: Mapping[str, Any]) -> str:
-    found = [(split["name"], split["name"], copy) for split in audit["splits"] for copy in split["near_copies"]]
-    found += [(pair["a"], pair["b"], copy) for pair in audit["pairs"] for copy in pair["near_copies"]]
+    found = near_copies(audit)
     if not found:
         return "near copies: none"
     rows = [
@@ -194,8 +193,6 @@ def _count(found: Sequence[object] | None) -> str:
 
 def _plates(audit: Mapping[str, Any], stores: Sequence[Store]) -> dict[str, list[Plate]]:
     by_name = {split["name"]: store for split, store in zip(audit["splits"], stores, strict=True)}
-    near = [(split["name"], split["name"], copy) for split in audit["splits"] for copy in split["near_copies"] or ()]
-    near += [(pair["a"], pair["b"], copy) for pair in audit["pairs"] for copy in pair["near_copies"] or ()]
     copies = [(split["name"], group) for split in audit["splits"] for group in split["images"]["duplicates"]]
     return {
         "Near copies, the first of them": [
@@ -203,7 +200,7 @@ def _plates(audit: Mapping[str, Any], stores: Sequence[Store]) -> dict[str, list
                 (_thumbnail(by_name[a], copy["a"]["record"]), _thumbnail(by_name[b], copy["b"]["record"])),
                 f"{a} row {copy['a']['source_row']}, {b} row {copy['b']['source_row']}: {copy['correlation']:.3f}",
             )
-            for a, b, copy in near[:_MOST_PLATES]
+            for a, b, copy in near_copies(audit)[:_MOST_PLATES]
         ],
         "Equal images, the first of them": [
             Plate(

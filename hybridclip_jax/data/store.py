@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -185,10 +184,6 @@ class Store:
             return sha256(self._shard(shard).stored(place)) == self._stored_sha256[row]
         except (UserError, OSError, ValueError, IndexError):
             return False
-
-    def damaged_rows(self) -> Iterator[int]:
-        """The rows of this split that are not `intact`; reads every record once."""
-        return (row for row in range(len(self)) if not self.intact(row))
 
     def verify(self) -> None:
         """Reads every file whole; raises UserError naming the first whose sha256 is not the manifest's."""

@@ -112,6 +112,13 @@ def share(part: int, whole: int) -> str:
     return f"{min(max(100 * part / whole, 0.1), 99.9):.1f}%"
 
 
+def near_copies(audit: Mapping[str, Any]) -> list[tuple[str, str, Mapping[str, Any]]]:
+    """The names of both splits and the pair, of every near copy that was found; none where none was looked for."""
+    within = [(split["name"], split["name"], copy) for split in audit["splits"] for copy in split["near_copies"] or ()]
+    between = [(pair["a"], pair["b"], copy) for pair in audit["pairs"] for copy in pair["near_copies"] or ()]
+    return within + between
+
+
 def _near(audit: Mapping[str, Any]) -> Markup:
     facts = audit["near_copies"]
     if not facts["looked_for"]:
@@ -121,8 +128,7 @@ def _near(audit: Mapping[str, Any]) -> Markup:
         f"new encodings, crops that keep {facts['kept_by_crops']:.0%} of each side, small shifts, other brightness. "
         f"A list to look at, not a verdict. Not looked for: {', '.join(facts['not_looked_for'])} copies."
     )
-    found = [(split["name"], split["name"], copy) for split in audit["splits"] for copy in split["near_copies"]]
-    found += [(pair["a"], pair["b"], copy) for pair in audit["pairs"] for copy in pair["near_copies"]]
+    found = near_copies(audit)
     if not found:
         return join([element("p", said), element("p", "None was found.")])
     head = element("tr", *(element("th", title) for title in ("image", "is a near copy of", "correlation")))

@@ -14,7 +14,7 @@ from pathlib import Path
 from hybridclip_jax.data import pixels
 from hybridclip_jax.data.formats import chexpert, label_tables
 from hybridclip_jax.data.formats.label_tables import CHEXPERT_LABELS
-from hybridclip_jax.data.formats.paths import OUTSIDE, inside, suffix_in_use
+from hybridclip_jax.data.formats.paths import OUTSIDE, image_folder, inside, suffix_in_use
 from hybridclip_jax.data.formats.table import Table, read_json_lines, read_table
 from hybridclip_jax.data.study import Format, Skip, Source, Study
 from hybridclip_jax.errors import UserError
@@ -113,9 +113,7 @@ def _find_table(source: Path) -> Path:
 
 def _image_folder(beside: Path, named: str | None) -> Path:
     if named is not None:
-        if not Path(named).is_dir():
-            raise UserError(f"{named}: no such folder for --images")
-        return Path(named)
+        return image_folder(named, beside)
     for name in _IMAGE_FOLDERS:
         if any((beside / name / split).is_dir() for split in _SPLITS):
             return beside / name

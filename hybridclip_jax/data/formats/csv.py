@@ -12,6 +12,7 @@ from pathlib import Path
 
 from hybridclip_jax.data import pixels
 from hybridclip_jax.data.formats.columns import Columns, add_flags, find_columns
+from hybridclip_jax.data.formats.paths import image_folder
 from hybridclip_jax.data.formats.table import Table, find_table, read_table
 from hybridclip_jax.data.study import Format, Skip, Source, Study
 from hybridclip_jax.errors import UserError
@@ -25,9 +26,7 @@ def read(args: argparse.Namespace) -> Source:
         UserError: for the table (`read_table`), its columns (`find_columns`), or a row whose image cell is blank.
     """
     table = read_table(find_table(Path(args.source)))
-    folder = Path(args.images) if args.images is not None else table.path.parent
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder for --images")
+    folder = image_folder(args.images, table.path.parent)
     columns = find_columns(table, args)
     blank = [row for row, cells in enumerate(table.rows, start=1) if not columns.cell("image", cells)]
     if blank:

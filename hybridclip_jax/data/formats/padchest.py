@@ -17,7 +17,7 @@ from pathlib import Path
 
 from hybridclip_jax.data import pixels
 from hybridclip_jax.data.formats.columns import plain_id
-from hybridclip_jax.data.formats.paths import OUTSIDE, inside
+from hybridclip_jax.data.formats.paths import OUTSIDE, image_folder, inside
 from hybridclip_jax.data.formats.table import Table, find_table, read_table
 from hybridclip_jax.data.study import Format, Skip, Source, Study
 from hybridclip_jax.errors import UserError
@@ -57,9 +57,7 @@ def _add_arguments(parser: argparse._ActionsContainer) -> None:
 
 def _read(args: argparse.Namespace) -> Source:
     table = read_table(_find(Path(args.source)))
-    folder = Path(args.images) if args.images is not None else table.path.parent
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder for --images")
+    folder = image_folder(args.images, table.path.parent)
     rows = _rows(table)
     names = _label_names(rows, args.padchest_labels)
     folders = _image_folders(rows, folder)

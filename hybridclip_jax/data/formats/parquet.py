@@ -18,7 +18,7 @@ import PIL.Image
 
 from hybridclip_jax.data import pixels
 from hybridclip_jax.data.formats.columns import ROLES, ROLES_BESIDE_IMAGES, Columns, add_flags, find_columns
-from hybridclip_jax.data.formats.paths import OUTSIDE, inside
+from hybridclip_jax.data.formats.paths import OUTSIDE, image_folder, inside
 from hybridclip_jax.data.formats.shards import split_of, split_of_folder
 from hybridclip_jax.data.formats.table import Table, as_text, is_name
 from hybridclip_jax.data.study import Format, RecordError, Skip, Source, Study
@@ -240,10 +240,7 @@ def _images_folder(named: str | None, source: Path, kind: str) -> Path | None:
         if named is not None:
             raise UserError(f"--images {named}: the images are in the parquet files; leave it out")
         return None
-    folder = Path(named) if named is not None else source if source.is_dir() else source.parent
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder for --images")
-    return folder
+    return image_folder(named, source if source.is_dir() else source.parent)
 
 
 def _read_rows(source: Path, files: list[Path], schema: pa.Schema, image: str, kind: str) -> _Rows:

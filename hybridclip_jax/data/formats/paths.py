@@ -6,8 +6,18 @@ import os.path
 from collections.abc import Iterable
 from pathlib import Path
 
+from hybridclip_jax.errors import UserError
+
 OUTSIDE = "path outside the images folder"
 _TRIED = 1000  # rows looked at before giving up; a dataset that lacks its first thousand images is not there
+
+
+def image_folder(named: str | None, default: Path) -> Path:
+    """The folder that --images names, or else `default`; UserError where there is none."""
+    folder = default if named is None else Path(named)
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder for --images")
+    return folder
 
 
 def inside(folder: Path, name: str) -> Path | None:

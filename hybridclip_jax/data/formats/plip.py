@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from hybridclip_jax.data import pixels
-from hybridclip_jax.data.formats.paths import OUTSIDE, inside
+from hybridclip_jax.data.formats.paths import OUTSIDE, image_folder, inside
 from hybridclip_jax.data.formats.shards import split_of
 from hybridclip_jax.data.formats.table import Table, find_table, is_name, read_table
 from hybridclip_jax.data.study import Format, Skip, Source, Study
@@ -37,9 +37,7 @@ def _add_arguments(parser: argparse._ActionsContainer) -> None:
 
 def _read(args: argparse.Namespace) -> Source:
     table = read_table(find_table(Path(args.source)))
-    folder = Path(args.images) if args.images is not None else table.path.parent
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder for --images")
+    folder = image_folder(args.images, table.path.parent)
     layout = _layout(table, args.plip_text)
     classes = _classes(table, layout.kind)
     return Source(
