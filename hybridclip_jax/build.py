@@ -23,7 +23,7 @@ from hybridclip_jax.data.sentences import names_sides
 from hybridclip_jax.data.store import Store
 from hybridclip_jax.data.tokenizer import Tokenizer
 from hybridclip_jax.errors import UserError
-from hybridclip_jax.evals import EVALUATORS, Evaluator
+from hybridclip_jax.evals import EVALUATORS, Evaluator, Preparation
 from hybridclip_jax.evals.encode import Encode
 from hybridclip_jax.models.layers import l2_normalize
 from hybridclip_jax.state import Params, TrainState
@@ -219,21 +219,14 @@ def _train_store(config: Any) -> Store:
 
 
 def _evaluators(config: Any, tokenizer: Tokenizer, train: Store) -> dict[str, Evaluator]:
-    evaluators = {}
+    evaluators: dict[str, Evaluator] = {}
+    preparation = Preparation(
+        tokenizer, config.model.text.context, config.data.image_size, functools.partial(_open_store, config)
+    )
     for name, entry in config.evals.items():
-        if entry.protocol not in EVALUATORS:
-            known = ", ".join(EVALUATORS)
-            raise UserError(f"evals.{name}.protocol = {entry.protocol!r}: must be one of {known}")
         if not entry.data:
             raise UserError(f"evals.{name}.data is empty: name a store, e.g. --config.evals.{name}.data=STORE:val")
-        evaluator = EVALUATORS[entry.protocol](
-            name,
-            entry,
-            tokenizer,
-            context=config.model.text.context,
-            image_size=config.data.image_size,
-            open_store=functools.partial(_open_store, config),
-        )
+        evaluator = EVALUATORS[entry.protocol](name, entry.to_dict(), preparation)
         _refuse_other_pixels(name, evaluator.store, train)
         if not config.data.allow_overlap:
             _refuse_leak(name, evaluator.store, train)

@@ -17,6 +17,7 @@ from ml_collections import ConfigDict, config_flags
 
 from hybridclip_jax.data.transforms import CROPS
 from hybridclip_jax.errors import UserError
+from hybridclip_jax.evals import COMMON, EVALUATORS
 from hybridclip_jax.models import IMAGE_ENCODERS, TEXT_ENCODERS
 from hybridclip_jax.objectives import OBJECTIVES
 from hybridclip_jax.optim import OPTIMIZERS
@@ -59,7 +60,6 @@ AT_LEAST: dict[str, float] = {
     "mesh.data": 0,
     "mesh.fsdp": 1,
 }
-EVAL_DEFAULTS = {"protocol": "chexzero", "data": "", "prompts": "chexzero"}
 
 
 def default() -> ConfigDict:
@@ -116,12 +116,18 @@ def default() -> ConfigDict:
     return config.lock()
 
 
-def add_eval(config: ConfigDict, name: str, **fields: str) -> None:
-    """Adds `config.evals.<name>`; unknown fields raise AttributeError like any other misspelt field."""
-    entry = ConfigDict(EVAL_DEFAULTS).lock()
+def add_eval(config: ConfigDict, name: str, protocol: str = "chexzero", **fields: str | int) -> None:
+    """Adds `config.evals.<name>` with its protocol's fields; a misspelt one raises AttributeError."""
+    entry = ConfigDict(eval_defaults(protocol)).lock()
     entry.update(fields)
     with config.evals.unlocked():
         config.evals[name] = entry
+
+
+def eval_defaults(protocol: str) -> dict[str, str | int]:
+    """Every field of an evaluation of this protocol, with its default."""
+    own = EVALUATORS[protocol].FIELDS if protocol in EVALUATORS else {}
+    return {key: field.default for key, field in {**COMMON, **own}.items()} | {"protocol": protocol}
 
 
 def load(path: str, overrides: Sequence[str] = ()) -> ConfigDict:
@@ -305,9 +311,13 @@ def _number(value: object) -> bool:
 
 def _evals(config: ConfigDict) -> Iterator[str]:
     for name, entry in config.evals.items():
-        for key in EVAL_DEFAULTS:
-            if key not in entry:
-                yield f"evals.{name}.{key} is missing: use hybridclip_jax.config.add_eval"
+        if entry.get("protocol") not in EVALUATORS:
+            yield f"evals.{name}.protocol = {entry.get('protocol')!r}: must be one of {', '.join(EVALUATORS)}"
+            continue
+        fields, has = eval_defaults(entry.protocol).keys(), set(entry.keys())
+        for key in [*(key for key in fields if key not in has), *sorted(has - fields)]:
+            fault = "is missing" if key in fields else f"is no field of protocol {entry.protocol}"
+            yield f"evals.{name}.{key} {fault}: use hybridclip_jax.config.add_eval(config, name, protocol=...)"
     metric = config.select.metric
     if metric and not all(metric.partition("/")):
         yield f"select.metric = {metric!r}: must be <evaluation>/<value>, e.g. {metric.strip('/')}/auroc/mean"

@@ -266,14 +266,14 @@ def test_add_eval_refuses_misspelt_fields_and_fills_the_others() -> None:
     add_eval(mine, "first", data="store:val")
     add_eval(mine, "second", data="other:val", prompts="templated")
     assert mine.evals.to_dict() == {
-        "first": {"protocol": "chexzero", "data": "store:val", "prompts": "chexzero"},
-        "second": {"protocol": "chexzero", "data": "other:val", "prompts": "templated"},
+        "first": {"protocol": "chexzero", "data": "store:val", "unit": "image", "prompts": "chexzero"},
+        "second": {"protocol": "chexzero", "data": "other:val", "unit": "image", "prompts": "templated"},
     }
     with pytest.raises((AttributeError, KeyError), match="promts"):
         add_eval(mine, "third", promts="templated")
     with pytest.raises((AttributeError, KeyError), match="dta"):
         mine.evals.first.dta = "x"
-    assert config.EVAL_DEFAULTS["data"] == "", "one config's evaluations leave the defaults as they were"
+    assert config.eval_defaults("chexzero")["data"] == "", "one config's evaluations leave the defaults as they were"
 
 
 # --- the command line

@@ -186,14 +186,17 @@ class TrainStream:
         return ((np.frombuffer(raw, "<u8", n) >> np.uint64(11)) * 2.0**-53).tolist()
 
 
-def eval_images(store: Store, image_size: int, batch_size: int) -> Iterator[tuple[np.ndarray, int]]:
-    """All images of the store in order, resized whole with Pillow's bicubic.
+def eval_images(
+    store: Store, image_size: int, batch_size: int, rows: np.ndarray | None = None
+) -> Iterator[tuple[np.ndarray, int]]:
+    """All images of the store in order, or those of `rows` [M], resized whole with Pillow's bicubic.
 
     Yields (uint8 [batch_size, S, S, C], n valid); the rows after the valid ones of the last batch are zeros.
     """
-    for start in range(0, len(store), batch_size):
-        n = min(batch_size, len(store) - start)
+    row_M = np.arange(len(store)) if rows is None else rows
+    for start in range(0, len(row_M), batch_size):
+        part = row_M[start : start + batch_size]
         image_BxSxSxC = np.zeros((batch_size, image_size, image_size, store.channels), np.uint8)
-        for place in range(n):
-            transforms.resize(store.image(start + place), image_BxSxSxC[place])
-        yield image_BxSxSxC, n
+        for out, row in zip(image_BxSxSxC, part, strict=False):
+            transforms.resize(store.image(int(row)), out)
+        yield image_BxSxSxC, len(part)

@@ -43,3 +43,19 @@ def mean_of_defined(values: Iterable[float | None]) -> tuple[float | None, int]:
     """Mean of the values that are defined (None when there is none), and how many they are."""
     defined = [value for value in values if value is not None]
     return (float(np.mean(defined)) if defined else None), len(defined)
+
+
+def weighted_auroc(scores: np.ndarray, labels: np.ndarray, weight_RxN: np.ndarray) -> np.ndarray:
+    """`auroc` [R] where row n counts weight[r, n] times; NaN where it has no value."""
+    known = ~np.isnan(labels)
+    scores, positive, weight = scores[known], labels[known] == 1, weight_RxN[:, known]
+    if not known.any() or not np.isfinite(scores).all():
+        return np.full(len(weight_RxN), np.nan)
+    order = np.argsort(scores, kind="stable")
+    weight, positive = weight[:, order], positive[order]
+    starts = np.flatnonzero(np.r_[True, np.diff(scores[order]) > 0])
+    pos = np.add.reduceat(weight * positive, starts, axis=1)
+    neg = np.add.reduceat(weight * ~positive, starts, axis=1)
+    won = (pos * (np.cumsum(neg, axis=1) - neg / 2)).sum(axis=1)
+    pairs = pos.sum(axis=1) * neg.sum(axis=1)
+    return np.divide(won, pairs, out=np.full(len(won), np.nan), where=pairs > 0)

@@ -10,7 +10,9 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from hybridclip_jax.errors import UserError
 
@@ -45,6 +47,15 @@ class PromptFile:
         key = label_key(label)
         chosen = self.overrides.get(key, self.templates)
         return Pair(*(tuple(text.replace("{}", key) for text in side) for side in dataclasses.astuple(chosen)))
+
+    def describe(self, labels: Sequence[str]) -> dict[str, Any]:
+        """The file and the sentences that it makes of these labels, ready for JSON."""
+        return {
+            "name": self.name,
+            "version": self.version,
+            "sha256": self.sha256,
+            "labels": {label: dataclasses.asdict(self.pair(label)) for label in labels},
+        }
 
 
 def load(name_or_path: str) -> PromptFile:
