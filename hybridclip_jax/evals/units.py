@@ -34,8 +34,10 @@ class Units:
         patients = np.array(store.patients, object)
         if kind == "image":
             return cls(kind, row_M, np.arange(len(row_M)), row_M, patients[row_M])
-        place: dict[str, int] = {}
-        unit_M = np.array([place.setdefault(store.studies[row], len(place)) for row in row_M], np.int64)
+        # With the patient: some sources number each patient's studies anew.
+        name_M = [(store.patients[row], store.studies[row]) for row in row_M]
+        place = {name: n for n, name in enumerate(dict.fromkeys(name_M))}
+        unit_M = np.array([place[name] for name in name_M], np.int64)
         row_N = row_M[np.unique(unit_M, return_index=True)[1]]
         return cls(kind, row_M, unit_M, row_N, patients[row_N])
 
