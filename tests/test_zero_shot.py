@@ -22,7 +22,7 @@ import pytest
 from hybridclip_jax.data.store_writer import Record, StoreWriter
 from hybridclip_jax.data.tokenizer import Tokenizer
 from hybridclip_jax.errors import UserError
-from hybridclip_jax.evals import EVALUATORS, Preparation, prompt_file
+from hybridclip_jax.evals import EVALUATORS, Preparation
 from hybridclip_jax.evals.encode import Encode
 from hybridclip_jax.evals.zero_shot import ZeroShot
 
@@ -255,24 +255,8 @@ def test_one_compilation_serves_every_evaluator_and_every_call(tmp_path: Path) -
     assert len(set(results)) == 3
     batches = -(-N // BATCH)
     assert encode.work.images == 3 * batches * BATCH, "both evaluators share the images of one set of weights"
-    prompts = [math.ceil(len(made.ids_PxT) / BATCH) * BATCH for made in (bare, templated)]
+    prompts = [math.ceil(len(made.tokens.ids_QxT) / BATCH) * BATCH for made in (bare, templated)]
     assert sum(encode.work.texts.values()) == 3 * sum(prompts)
-
-
-def test_prompts_are_lower_case_and_no_finding_has_its_own_pair() -> None:
-    for name in ("chexzero", "templated"):
-        prompts = prompt_file.load(name)
-        for label in (*FIVE, "Support_Devices"):
-            pair, shown = prompts.pair(label), label.lower().replace("_", " ")
-            assert all(shown in text and f"no {shown}" not in text for text in pair.positive)
-            assert all(f"no {shown}" in text for text in pair.negative)
-            assert tuple(text.replace(f"no {shown}", shown) for text in pair.negative) == pair.positive
-        pair = prompts.pair("No Finding")
-        assert pair == prompts.pair("no_finding")
-        assert not any("no no" in text for text in (*pair.positive, *pair.negative))
-    assert prompt_file.load("chexzero").pair("Pleural Effusion") == prompt_file.Pair(
-        ("pleural effusion",), ("no pleural effusion",)
-    )
 
 
 def test_user_errors_name_what_to_mend(tmp_path: Path) -> None:
@@ -286,31 +270,3 @@ def test_user_errors_name_what_to_mend(tmp_path: Path) -> None:
     long = prompts_json(tmp_path / "long.json", positive=["{} " * 90])
     with pytest.raises(UserError, match="does not fit into the context of 77 tokens"):
         ZeroShot("e", {"data": good, "prompts": long}, PREPARATION)
-
-
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"format": 2}, '"format": 1'),
-        ({"positive": []}, "positive must be a list of one or more non-empty strings"),
-        ({"negative": ["no {}", " "]}, "negative must be a list of one or more non-empty strings"),
-        ({"positive": ["a chest"]}, "'a chest' has no"),
-        ({"name": 3}, "'name' must be a string"),
-        ({"postive": ["{}"]}, "unknown field 'postive'"),
-        ({"labels": {"No Finding": {"positive": ["normal"]}}}, "labels.No Finding.negative must be a list"),
-        ({"labels": []}, "'labels' must be an object"),
-    ],
-)
-def test_a_bad_prompt_file_is_one_line_naming_the_file(tmp_path: Path, fields: dict[str, Any], message: str) -> None:
-    path = prompts_json(tmp_path / "p.json", **fields)
-    with pytest.raises(UserError, match=message) as caught:
-        prompt_file.load(path)
-    assert "p.json" in str(caught.value)
-
-
-def test_a_missing_prompt_file_lists_the_shipped_ones(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"shipped sets \(chexzero, templated\)"):
-        prompt_file.load("chexzeroo")
-    (tmp_path / "x.json").write_text("{")
-    with pytest.raises(UserError, match="not JSON"):
-        prompt_file.load(str(tmp_path / "x.json"))

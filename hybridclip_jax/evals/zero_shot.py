@@ -3,141 +3,231 @@
 For each label, prompts for its presence and for its absence are embedded and L2-normalised, averaged and
 normalised again; an image's score is the softmax over its two raw cosines, without the logit scale (their
 `zero_shot.py`). AUROC sees only the order of one model's scores; an ensemble averages these probabilities, so
-the missing scale matters there.
+the missing scale matters there. F1 and MCC need a threshold a label: the one with the largest MCC on another store,
+never on the one that is measured (as in their paper).
 """
 
-# N units, P prompts, T tokens, K labels, E embedding, R resamples
+# N units, P prompts of a side, K labels, E embedding, R resamples
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 
-from hybridclip_jax.data.loader import width_for
+from hybridclip_jax.data.store import Store
 from hybridclip_jax.errors import UserError
-from hybridclip_jax.evals import metrics, prompt_file
+from hybridclip_jax.evals import apart, label_counts, metrics, prompt_file
 from hybridclip_jax.evals.encode import Encode, Values
-from hybridclip_jax.evals.evaluator import Evaluator, Field, Predictions, Preparation
+from hybridclip_jax.evals.evaluator import Evaluator, Field, Predictions, Preparation, beside
+from hybridclip_jax.evals.prompt_file import label_key
+from hybridclip_jax.evals.prompt_tokens import PromptTokens
+from hybridclip_jax.evals.units import Units
 
 # The five labels of the CheXpert competition, over which CheXzero's headline mean is taken.
 COMPETITION = ("atelectasis", "cardiomegaly", "consolidation", "edema", "pleural effusion")
+_AT_THRESHOLD = {"f1": metrics.f1, "mcc": metrics.mcc}
+
+PromptPair = tuple[np.ndarray, np.ndarray]  # embeddings of a label's positive and negative prompts, [P, E] each
+ByLabel = dict[str, np.ndarray]  # values [R] by label
+
+
+@dataclasses.dataclass(frozen=True)
+class _Labelled:
+    """Units of a store with their labels [N, K]."""
+
+    store: Store
+    units: Units
+    truth_NxK: np.ndarray
 
 
 class ZeroShot(Evaluator):
-    """AUROC per label of a store, and their mean.
+    """AUROC per label of a store and their means; with `validation`, F1 and MCC at thresholds from that store.
 
     Values: `auroc/<label>`, `auroc/mean` over those that are defined, `auroc/n_labels`, and `auroc/mean5` where the
-    store has the five competition labels. Prompts are tokenised once, here, and padded to one fixed length.
-    UserError for a store without labels, for labels outside 0 and 1, and for a prompt longer than the context.
+    five competition labels are among them; with `validation` the same of `f1` and `mcc`, and `threshold/<label>`.
+    Prompts are tokenised once, here, and padded to one fixed length. UserError for a store without labels, for a
+    label that it lacks, for labels outside 0 and 1, for prompts that the protocol cannot use, and for a validation
+    store that shares patients or images with the one that is measured.
     """
 
     FIELDS: ClassVar[Mapping[str, Field]] = {
         "prompts": Field("chexzero", "a shipped prompt file by name, or any by path"),
+        "labels": Field("", "the labels that are measured, comma-separated; all of the store where empty"),
+        "validation": Field("", "a store of other patients that thresholds for F1 and MCC are taken from"),
     }
+    NEEDS_NEGATIVES: ClassVar[bool] = True
 
     def __init__(self, name: str, entry: Mapping[str, Any], preparation: Preparation) -> None:
         super().__init__(name, entry, preparation)
-        store, spec = self.store, self.entry["data"]
-        self.labels = tuple(store.label_names)
-        if not self.labels:
-            raise UserError(
-                f"{spec} has no label columns: zero-shot needs them; run prepare again with --label-columns"
-            )
-        for label in self.labels:
-            values = store.labels[label]
-            if not np.isin(values[~np.isnan(values)], (0.0, 1.0)).all():
-                raise UserError(f"{spec}: label {label!r} holds values other than 0, 1 and unknown")
-        self.truth_NxK = np.stack([self.units.labels(store.labels[label]) for label in self.labels], axis=1)
+        self.labels = self._named_labels()
+        self.tested = self._labelled(self.store, self.units)
+        self.validation, self._notes = self._open_validation()
         self.prompts = prompt_file.load(self.entry["prompts"])
-        texts: list[str] = []
-        self._sides: list[tuple[slice, slice]] = []  # rows of each label's positive and negative prompts
-        for label in self.labels:
-            pair = self.prompts.pair(label)
-            start, middle = len(texts), len(texts) + len(pair.positive)
-            texts += [*pair.positive, *pair.negative]
-            self._sides.append((slice(start, middle), slice(middle, len(texts))))
-        context = preparation.context
-        tokens = preparation.tokenizer(texts, context)
-        if tokens.truncated.any():
-            text = texts[int(np.argmax(tokens.truncated))]
-            raise UserError(f"evals.{name}: prompt {text!r} does not fit into the context of {context} tokens")
-        self.ids_PxT = tokens.ids[:, : width_for(int(tokens.eot.max()) + 1, context)]
+        if self.NEEDS_NEGATIVES and not self.prompts.has_negatives:
+            raise UserError(
+                f"evals.{name}.prompts = {self.entry['prompts']}: {self.prompts.source} has no negative prompts, and "
+                f"protocol {self.entry['protocol']} compares a label's presence with its absence; name a file with both"
+            )
+        pairs = [self.prompts.pair(label) for label in self.labels]
+        groups = [side for pair in pairs for side in (pair.positive, pair.negative)]
+        self.tokens = PromptTokens.of(f"evals.{name}", groups, preparation.tokenizer, preparation.context)
 
     def predict(self, encode: Encode, params: Mapping[str, Any]) -> Predictions:
         """Probability of presence per unit and label: what an ensemble averages."""
-        text_PxE = encode.of_tokens(params, self.ids_PxT).astype(np.float64)
-        image_MxE = encode.of_store(params, self.store, self.preparation.image_size)
-        image_NxE = self.units.embeddings(image_MxE)
-        columns = []
-        for positive, negative in self._sides:
-            cosine_pos = image_NxE @ class_embedding(text_PxE[positive])
-            cosine_neg = image_NxE @ class_embedding(text_PxE[negative])
-            columns.append(1 / (1 + np.exp(cosine_neg - cosine_pos)))  # softmax over two
-        return Predictions(self.labels, np.stack(columns, axis=1), self.truth_NxK)
+        groups = self.tokens.embed(encode, params)
+        pairs = list(zip(groups[::2], groups[1::2], strict=True))
+
+        def of(data: _Labelled, validation: Predictions | None) -> Predictions:
+            image_MxE = encode.of_store(params, data.store, self.preparation.image_size)
+            score_NxK = self._scores(data.units.embeddings(image_MxE), pairs)
+            return Predictions(self.labels, score_NxK, data.truth_NxK, validation)
+
+        return of(self.tested, of(self.validation, None) if self.validation else None)
+
+    def _scores(self, image_NxE: np.ndarray, pairs: Sequence[PromptPair]) -> np.ndarray:
+        return np.stack([probability(image_NxE, *pair) for pair in pairs], axis=1)
 
     def blank(self) -> Predictions:
-        return Predictions(self.labels, np.zeros(self.truth_NxK.shape), self.truth_NxK)
+        def of(data: _Labelled, validation: Predictions | None) -> Predictions:
+            return Predictions(self.labels, np.zeros(data.truth_NxK.shape), data.truth_NxK, validation)
+
+        return of(self.tested, of(self.validation, None) if self.validation else None)
 
     def measure(self, predictions: Predictions, weight_RxN: np.ndarray) -> dict[str, np.ndarray]:
-        by_label = {
-            label: metrics.weighted_auroc(score_N, truth_N, weight_RxN)
-            for label, score_N, truth_N in zip(
-                self.labels, predictions.score_NxK.T, predictions.truth_NxK.T, strict=True
-            )
+        return {
+            name: value
+            for kind, why in self._why(predictions).items()
+            for name, value in self._with_means(kind, self._by_label(kind, why, predictions, weight_RxN), why).items()
         }
-        values = {f"auroc/{label}": value for label, value in by_label.items()}
-        values["auroc/mean"] = _mean([by_label[label] for label in self._defined(predictions)], len(weight_RxN))
-        by_key = {prompt_file.label_key(label): value for label, value in by_label.items()}
-        if all(label in by_key for label in COMPETITION):
-            values["auroc/mean5"] = _mean([by_key[label] for label in COMPETITION], len(weight_RxN))
+
+    def _by_label(self, kind: str, why: dict[str, str], predictions: Predictions, weight_RxN: np.ndarray) -> ByLabel:
+        """Values of one kind; NaN for the labels that `why` says have none."""
+        values = {}
+        for k, label in enumerate(self.labels):
+            score_N, truth_N = predictions.score_NxK[:, k], predictions.truth_NxK[:, k]
+            if label in why:
+                values[label] = np.full(len(weight_RxN), np.nan)
+            elif kind == "auroc":
+                values[label] = metrics.weighted_auroc(score_N, truth_N, weight_RxN)
+            else:
+                values[label] = _AT_THRESHOLD[kind](score_N >= _threshold(predictions, k)[0], truth_N, weight_RxN)
+        return values
+
+    def _with_means(self, kind: str, by_label: ByLabel, why: dict[str, str]) -> dict[str, np.ndarray]:
+        """`by_label` by public name, with the means over the labels of which `why` holds nothing, and over the five."""
+        values = {f"{kind}/{label}": value for label, value in by_label.items()}
+        undefined = np.full(len(next(iter(by_label.values()))), np.nan)
+        defined = [value for label, value in by_label.items() if label not in why]
+        # Over the same labels in every resample: undefined in one where any of them is.
+        values[f"{kind}/mean"] = np.mean(defined, axis=0) if defined else undefined
+        by_key = {label_key(label): value for label, value in by_label.items()}
+        if all(key in by_key for key in COMPETITION):
+            values[f"{kind}/mean5"] = np.mean([by_key[key] for key in COMPETITION], axis=0)
         return values
 
     def reasons(self, predictions: Predictions) -> dict[str, str]:
-        why = self._why(predictions)
-        missing = [key for key in COMPETITION if key in {prompt_file.label_key(label) for label in why}]
-        return {f"auroc/{label}": reason for label, reason in why.items()} | {
-            "auroc/mean": "no label has a defined AUROC",
-            "auroc/mean5": f"undefined for {', '.join(missing)}",
+        reasons: dict[str, str] = {}
+        for kind, why in self._why(predictions).items():
+            missing = [key for key in COMPETITION if key in {label_key(label) for label in why}]
+            reasons |= {f"{kind}/{label}": reason for label, reason in why.items()} | {
+                f"{kind}/mean": f"no label has a defined {kind.upper()}",
+                f"{kind}/mean5": f"undefined for {', '.join(missing)}",
+            }
+        return reasons
+
+    def _why(self, predictions: Predictions) -> dict[str, dict[str, str]]:
+        """Of each kind of value: the labels that have none, and why."""
+        columns = zip(self.labels, predictions.score_NxK.T, predictions.truth_NxK.T, strict=True)
+        why = {label: why for label, score_N, truth_N in columns if (why := metrics.auroc(score_N, truth_N)[1])}
+        if predictions.validation is None:
+            return {"auroc": why}
+        thresholds = {label: _threshold(predictions, k)[1] for k, label in enumerate(self.labels)}
+        without = {
+            label: f"no threshold: in the validation store {reason}" for label, reason in thresholds.items() if reason
         }
+        return {"auroc": why} | dict.fromkeys(_AT_THRESHOLD, without | why)
 
     def constants(self, predictions: Predictions) -> Values:
-        return {"auroc/n_labels": len(self._defined(predictions))}
+        values: Values = {}
+        for kind, why in self._why(predictions).items():
+            values[f"{kind}/n_labels"] = len(self.labels) - len(why)
+        for k, label in enumerate(self.labels if predictions.validation else ()):
+            values[f"threshold/{label}"], why_not = _threshold(predictions, k)
+            if why_not:
+                values[beside(f"threshold/{label}", "why")] = why_not
+        return values
 
     def describe(self) -> dict[str, Any]:
-        return super().describe() | {
-            "labels": {
-                label: {
-                    "positives": int((truth_N == 1).sum()),
-                    "negatives": int((truth_N == 0).sum()),
-                    "unknown": int(np.isnan(truth_N).sum()),
-                }
-                for label, truth_N in zip(self.labels, self.truth_NxK.T, strict=True)
-            },
-            "prompts": self.prompts.describe(self.labels),
-        }
+        described = super().describe()
+        labels = label_counts.of(self.labels, self.tested.truth_NxK)
+        described["notes"] += [*label_counts.warnings(labels), *self._notes]
+        described |= {"labels": labels, "prompts": self.prompts.describe(self.labels)}
+        if self.validation:
+            described["validation"] = {
+                "data": self.validation.store.spec,
+                "store_fingerprint": self.validation.store.fingerprint,
+                "units": len(self.validation.units),
+                "patients": len(set(self.validation.units.patient_N)),
+                "labels": label_counts.of(self.labels, self.validation.truth_NxK),
+                "thresholds": "for each label the score with the largest MCC in this store; present from there upwards",
+            }
+        return described
 
-    def _why(self, predictions: Predictions) -> dict[str, str]:
-        """Of each label without an AUROC: why."""
-        columns = zip(self.labels, predictions.score_NxK.T, predictions.truth_NxK.T, strict=True)
-        return {label: why for label, score_N, truth_N in columns if (why := metrics.auroc(score_N, truth_N)[1])}
+    def _named_labels(self) -> tuple[str, ...]:
+        spec, there = self.entry["data"], self.store.label_names
+        if not there:
+            raise UserError(
+                f"{spec} has no label columns: zero-shot needs them; run prepare again with --label-columns"
+            )
+        named = tuple(dict.fromkeys(filter(None, (label.strip() for label in self.entry["labels"].split(",")))))
+        if unknown := [label for label in named if label not in there]:
+            raise UserError(f"evals.{self.name}.labels: {spec} has no label {unknown[0]!r}; it has {', '.join(there)}")
+        return named or tuple(there)
 
-    def _defined(self, predictions: Predictions) -> list[str]:
-        why = self._why(predictions)
-        return [label for label in self.labels if label not in why]
+    def _labelled(self, store: Store, units: Units) -> _Labelled:
+        for label in self.labels:
+            if label not in store.labels:
+                has = ", ".join(store.label_names) or "none"
+                raise UserError(f"evals.{self.name}.validation = {store.spec}: has no label {label!r}; it has {has}")
+            values = store.labels[label]
+            if not np.isin(values[~np.isnan(values)], (0.0, 1.0)).all():
+                raise UserError(f"{store.spec}: label {label!r} holds values other than 0, 1 and unknown")
+        truth_NxK = np.stack([units.labels(store.labels[label]) for label in self.labels], axis=1)
+        return _Labelled(store, units, truth_NxK)
+
+    def _open_validation(self) -> tuple[_Labelled | None, list[str]]:
+        if not self.entry["validation"]:
+            return None, []
+        store = self.preparation.open_store(self.entry["validation"])
+        notes = apart.check(f"evals.{self.name}.validation", store, self.store)
+        return self._labelled(store, Units.of(store, self.units.kind)), notes
 
 
-def _mean(value_KxR: list[np.ndarray], resamples: int) -> np.ndarray:
-    """The mean over labels, NaN in a resample where one of them has no value: the labels are the same in each."""
-    return np.mean(value_KxR, axis=0) if value_KxR else np.full(resamples, np.nan)
+def probability(image_NxE: np.ndarray, positive_PxE: np.ndarray, negative_PxE: np.ndarray) -> np.ndarray:
+    """CheXzero's probability [N] that a label is present: a softmax over raw cosines, so between 0.119 and 0.881.
+
+    `image_NxE` holds unit vectors; the prompts of a side are normalised, averaged and normalised again.
+    """
+    cosine_pos = image_NxE @ class_embedding(positive_PxE)
+    cosine_neg = image_NxE @ class_embedding(negative_PxE)
+    return 1 / (1 + np.exp(cosine_neg - cosine_pos))
 
 
 def class_embedding(prompt_PxE: np.ndarray) -> np.ndarray:
     """The unit vector [E] of a class: its L2-normalised prompts averaged, then normalised again."""
-    mean = _unit(prompt_PxE).mean(axis=0)
-    return _unit(mean)
+    return _unit(_unit(prompt_PxE).mean(axis=0))
 
 
 def _unit(x: np.ndarray) -> np.ndarray:
     return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+
+def _threshold(predictions: Predictions, k: int) -> tuple[float | None, str | None]:
+    """The threshold of label k from the validation store, or None and why there is none."""
+    validation = predictions.validation
+    if validation is None:
+        raise ValueError("no predictions of a validation store")
+    return metrics.best_threshold(validation.score_NxK[:, k], validation.truth_NxK[:, k])

@@ -1,0 +1,31 @@
+"""Whether two stores of one evaluation may stand side by side."""
+
+from __future__ import annotations
+
+from hybridclip_jax.data import audit
+from hybridclip_jax.data.store import Store
+from hybridclip_jax.errors import UserError
+
+
+def check(where: str, other: Store, tested: Store) -> list[str]:
+    """Notes on what could not be compared of `tested` and of another store that the evaluation fits something on.
+
+    `where` names the other store's field in the error. Raises UserError where they share patients or images, where
+    their patient keys differ, and where their images were prepared differently.
+    """
+    shared = audit.overlap(other, tested)
+    if str(shared):
+        raise UserError(
+            f"{where} = {other.spec}: {shared} are in {tested.spec} as well; what is fitted on patients must not be "
+            "measured on them: name a store of other patients"
+        )
+    theirs, ours = (store.manifest.get("preprocessing", {}) for store in (other, tested))
+    for rule in sorted(theirs.keys() | ours.keys()):
+        if theirs.get(rule) != ours.get(rule):
+            raise UserError(
+                f"{where} = {other.spec}: prepared with {rule} = {theirs.get(rule)}, but {tested.spec} with "
+                f"{ours.get(rule)}; prepare both alike"
+            )
+    if shared.why is None:
+        return []
+    return [f"{other.spec} and {tested.spec} are {shared.why}; whether they share patients was not checked"]
