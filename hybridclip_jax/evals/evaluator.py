@@ -42,12 +42,14 @@ class Predictions:
     """What a model, or the mean of several, says of each unit.
 
     columns: K names (labels, classes, directions of a retrieval). score_NxK: float64. truth_NxK: float64 with NaN
-    for not known; what a score is compared with, in the protocol's own sense.
+    for not known; what a score is compared with, in the protocol's own sense. validation: what it says of the units
+    of another store, from which thresholds are taken.
     """
 
     columns: tuple[str, ...]
     score_NxK: np.ndarray
     truth_NxK: np.ndarray
+    validation: Predictions | None = None
 
 
 class Evaluator(abc.ABC):
@@ -97,6 +99,13 @@ class Evaluator(abc.ABC):
             "protocol": self.entry["protocol"],
             "data": self.store.spec,
             "store_fingerprint": self.store.fingerprint,
+            # by which a report finds published results of the same images
+            "set": {
+                "namespace": self.store.namespace,
+                "format": self.store.manifest.get("source", {}).get("format"),
+                "split": self.store.split,
+                "text": self.store.manifest.get("text"),
+            },
             "unit": self.units.kind,
             "units": len(self.units),
             "images": len(self.units.row_M),
@@ -168,4 +177,9 @@ def mean(predictions: Sequence[Predictions]) -> Predictions:
     first = predictions[0]
     if any(other.columns != first.columns for other in predictions):
         raise ValueError("models of one ensemble must score the same columns")
-    return dataclasses.replace(first, score_NxK=np.mean([one.score_NxK for one in predictions], axis=0))
+    validations = [one.validation for one in predictions if one.validation is not None]
+    return dataclasses.replace(
+        first,
+        score_NxK=np.mean([one.score_NxK for one in predictions], axis=0),
+        validation=mean(validations) if validations else None,
+    )
