@@ -42,4 +42,5 @@ def get_config() -> ConfigDict:
     add_eval(config, "templated", data="stores/demo:val", prompts="templated")
     add_eval(config, "bare", data="stores/demo:val", prompts="chexzero")
     config.select.metric = "templated/auroc/mean"
+    config.select.keep = 3
     return config

@@ -23,4 +23,6 @@ def get_config() -> ConfigDict:
     config = default()
     add_eval(config, "external", protocol="chexzero", prompts="chexzero")
     config.select.metric = "external/auroc/mean"
+    # CheXzero's ensemble is of ten checkpoints (unverified: recalled from the paper); each is 0.6 GB
+    config.select.keep = 10
     return config

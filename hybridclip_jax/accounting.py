@@ -66,17 +66,17 @@ def step_flops(
     return StepFlops(tally.forward, tally.forward + tally.backward)
 
 
-def image_flops(image_arch: Any, *, embed_dim: int, image_size: int, images: int) -> int:
-    """FLOPs of encoding `images` images without gradients, as an evaluation does; padding rows count."""
+def encode_flops(
+    image_arch: Any, text_arch: Any, *, embed_dim: int, image_size: int, images: int, texts: Mapping[int, int]
+) -> int:
+    """FLOPs of encoding without gradients, as an evaluation does: `images`, and {padded length T: texts}.
+
+    Rows that fill up a batch count, as they are computed too.
+    """
     tally = Tally(lambda name: False)
     _image(tally, image_arch, embed_dim, image_size, images)
-    return tally.forward
-
-
-def text_flops(text_arch: Any, *, embed_dim: int, text_tokens: int, texts: int) -> int:
-    """FLOPs of encoding `texts` texts padded to `text_tokens` without gradients."""
-    tally = Tally(lambda name: False)
-    _text(tally, text_arch, embed_dim, text_tokens, texts)
+    for tokens, count in texts.items():
+        _text(tally, text_arch, embed_dim, tokens, count)
     return tally.forward
 
 
@@ -170,9 +170,11 @@ class Meter:
         """The run as a whole. `mfu` is pf_days_model / pf_days_capacity.
 
         Start-up, evaluation and replayed steps are in the capacity alone: it is below the windows' `mfu`.
+        `eval_share` is evaluation's part of the run's FLOPs and of the wall time of all attempts, None of nothing.
         """
         capacity, why = self.capacity()
         model, attempts = pf_days(self.train_flops), self.attempts()
+        eval_s = sum(a["eval_s"] for a in attempts)
         self._write()
         return {
             "pf_days_model": model,
@@ -183,7 +185,11 @@ class Meter:
             "peak_units": self.peak.why,
             "attempts": len(attempts),
             "train_s": sum(a["train_s"] for a in attempts),
-            "eval_s": sum(a["eval_s"] for a in attempts),
+            "eval_s": eval_s,
+            "eval_share": {
+                "flops": _share(self.eval_flops, self.train_flops + self.eval_flops),
+                "wall": _share(eval_s, sum(a["seconds"] for a in attempts)),
+            },
             "device_hours": sum(a["devices"] * a["seconds"] for a in attempts) / 3600,
         }
 
@@ -198,6 +204,10 @@ class Meter:
     def _write(self) -> None:
         if self._ledger is not None:
             write_json(self._ledger, {"attempts": self.attempts()})
+
+
+def _share(part: float, whole: float) -> float | None:
+    return part / whole if whole else None
 
 
 def _read_ledger(ledger: Path | None) -> list[dict[str, Any]]:

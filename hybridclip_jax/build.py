@@ -15,15 +15,14 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from hybridclip_jax import logs, modelfolder, models, objectives, optim, selection, sharding, state, step
-from hybridclip_jax.data import audit, stage
-from hybridclip_jax.data import store as stores
+from hybridclip_jax import held_out, logs, modelfolder, models, objectives, optim, selection, sharding, state, step
+from hybridclip_jax.data import stage
 from hybridclip_jax.data.loader import TrainStream
 from hybridclip_jax.data.sentences import names_sides
 from hybridclip_jax.data.store import Store
 from hybridclip_jax.data.tokenizer import Tokenizer
 from hybridclip_jax.errors import UserError
-from hybridclip_jax.evals import EVALUATORS, Evaluator, Preparation
+from hybridclip_jax.evals import Evaluator, Preparation
 from hybridclip_jax.evals.encode import Encode
 from hybridclip_jax.models.layers import l2_normalize
 from hybridclip_jax.state import Params, TrainState
@@ -52,15 +51,22 @@ class Model:
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """Everything a run needs that is not its state."""
+    """Everything a run needs that is not its state.
+
+    store: what is trained on. stores: that and every other that the evaluators read. rule: how the checkpoint is
+    chosen, None without evaluators. notes: what has to be said of an evaluator's values, by its name.
+    """
 
     config: Any
     model: Model
     mesh: Mesh
     tokenizer: Tokenizer
     store: Store
+    stores: tuple[Store, ...]
     stream: TrainStream
     evaluators: dict[str, Evaluator]
+    rule: selection.Rule | None
+    notes: dict[str, list[str]]
     encode: Encode
     abstract: TrainState
     placement: TrainState
@@ -71,7 +77,7 @@ class Job:
 
     @property
     def synthetic(self) -> bool:
-        return self.store.synthetic or any(e.store.synthetic for e in self.evaluators.values())
+        return any(store.synthetic for store in self.stores)
 
 
 def spec_of(config: Any) -> models.DualSpec:
@@ -113,7 +119,10 @@ def job(config: Any) -> Job:
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.batch_size)
     built = model(config)
     tokenizer = Tokenizer(built.spec.text_arch.vocab_size)
-    store = _train_store(config)
+    if not config.data.train:
+        raise UserError("data.train is empty: name a store, e.g. --config.data.train=STORE:train")
+    stores = _Stores(config.data.stage_dir)
+    store = stores.open(config.data.train)
     stream = TrainStream(
         store,
         tokenizer,
@@ -125,7 +134,8 @@ def job(config: Any) -> Job:
         context=config.model.text.context,
         sentences=config.data.sentences,
     )
-    evaluators = _evaluators(config, tokenizer, store)
+    preparation = Preparation(tokenizer, config.model.text.context, config.data.image_size, stores.open)
+    evaluations = held_out.build(config, preparation, store)
     weights = _weights(config, built, tokenizer)
     abstract = jax.eval_shape(lambda: _init(config, built))
     placement = step.state_shardings(abstract, mesh)
@@ -135,8 +145,11 @@ def job(config: Any) -> Job:
         mesh=mesh,
         tokenizer=tokenizer,
         store=store,
+        stores=tuple(stores.opened.values()),
         stream=stream,
-        evaluators=evaluators,
+        evaluators=evaluations.evaluators,
+        rule=evaluations.rule,
+        notes=evaluations.notes,
         encode=encoders(built, placement.arrays, mesh, config),
         abstract=abstract,
         placement=placement,
@@ -152,7 +165,7 @@ def job(config: Any) -> Job:
         ),
         loaded={name: value for tower in weights.values() for name, value in tower.params.items()},
         weights=weights,
-        warnings=tuple(_warnings(config, store, evaluators)),
+        warnings=(*_warnings(config, store), *evaluations.warnings),
     )
 
 
@@ -207,66 +220,19 @@ def encoders(built: Model, placement: Any, mesh: Mesh, config: Any) -> Encode:
     return Encode(jitted(images), jitted(texts), config.batch_size)
 
 
-def _open_store(config: Any, spec: str) -> Store:
-    with contextlib.closing(logs.Bars("megabyte")) as bars:
-        return stage.open_staged(spec, config.data.stage_dir, progress=functools.partial(bars, "stage"), say=print)
+class _Stores:
+    """Opens each store that a run reads, once."""
 
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+        self.opened: dict[str, Store] = {}
 
-def _train_store(config: Any) -> Store:
-    if not config.data.train:
-        raise UserError("data.train is empty: name a store, e.g. --config.data.train=STORE:train")
-    return _open_store(config, config.data.train)
-
-
-def _evaluators(config: Any, tokenizer: Tokenizer, train: Store) -> dict[str, Evaluator]:
-    evaluators: dict[str, Evaluator] = {}
-    preparation = Preparation(
-        tokenizer, config.model.text.context, config.data.image_size, functools.partial(_open_store, config)
-    )
-    for name, entry in config.evals.items():
-        if not entry.data:
-            raise UserError(f"evals.{name}.data is empty: name a store, e.g. --config.evals.{name}.data=STORE:val")
-        evaluator = EVALUATORS[entry.protocol](name, entry.to_dict(), preparation)
-        _refuse_other_pixels(name, evaluator.store, train)
-        if not config.data.allow_overlap:
-            _refuse_leak(name, evaluator.store, train)
-        evaluators[name] = evaluator
-    # Asked now: a misspelt or undefined select.metric must not wait for the first evaluation.
-    lines = [{"step": 0, "split": f"eval/{name}", **evaluator.at_chance()} for name, evaluator in evaluators.items()]
-    if evaluators and not selection.history(lines, config.select.metric):
-        raise UserError(
-            f"select.metric = {config.select.metric}: undefined on that store (a label needs records that have it "
-            "and records that do not); use another metric or another store"
-        )
-    return evaluators
-
-
-def _refuse_other_pixels(name: str, held_out: Store, train: Store) -> None:
-    ours, theirs = train.manifest["preprocessing"], held_out.manifest["preprocessing"]
-    for rule in sorted(ours.keys() | theirs.keys()):
-        if ours.get(rule) != theirs.get(rule):
-            raise UserError(
-                f"evals.{name}.data = {held_out.spec}: prepared with {rule} = {theirs.get(rule)}, but {train.spec} "
-                f"with {ours.get(rule)}; prepare both alike"
-            )
-
-
-def _refuse_leak(name: str, held_out: Store, train: Store) -> None:
-    if shared := _shared(held_out, train):
-        raise UserError(
-            f"evals.{name}.data = {held_out.spec}: {shared} are in {train.spec} as well; evaluate on patients that are "
-            "not trained on (stores of different sources need different --namespace), or, where it is meant, give "
-            "--config.data.allow_overlap=True"
-        )
-
-
-def _shared(held_out: Store, train: Store) -> str:
-    """What of an evaluation is trained on, in words; empty where nothing is known to be."""
-    images, patients = audit.shared_images(held_out, train), 0
-    comparable = stores.check_comparable(held_out, train) == "comparable"
-    if comparable and audit.knows_patients(held_out) and audit.knows_patients(train):
-        patients = stores.patient_overlap(held_out, train)
-    return " and ".join(f"{n} of its {what}" for n, what in ((patients, "patients"), (images, "images")) if n)
+    def open(self, spec: str) -> Store:
+        if spec not in self.opened:
+            with contextlib.closing(logs.Bars("megabyte")) as bars:
+                progress = functools.partial(bars, "stage")
+                self.opened[spec] = stage.open_staged(spec, self.folder, progress=progress, say=print)
+        return self.opened[spec]
 
 
 def _weights(config: Any, built: Model, tokenizer: Tokenizer) -> dict[str, modelfolder.Tower]:
@@ -323,7 +289,7 @@ def card(job: Job) -> modelfolder.Card:
     )
 
 
-def _warnings(config: Any, store: Store, evaluators: dict[str, Evaluator]) -> list[str]:
+def _warnings(config: Any, store: Store) -> list[str]:
     found = [
         f"model.{which}.weights is empty: the {which} tower starts at random, not from a pretrained one"
         for which in ("image", "text")
@@ -335,21 +301,4 @@ def _warnings(config: Any, store: Store, evaluators: dict[str, Evaluator]) -> li
             f"data.flip is on and {max(share, 0.01):.0%} of the texts name left or right: a flipped image contradicts "
             "them; turn it off with --noconfig.data.flip"
         )
-    for name, evaluator in evaluators.items():
-        if config.data.allow_overlap and (shared := _shared(evaluator.store, store)):
-            found.append(
-                f"evals.{name}.data = {evaluator.store.spec}: {shared} are trained on (data.allow_overlap is on): its "
-                "values say nothing about other patients"
-            )
-        if evaluator.store.namespace != store.namespace:
-            found.append(
-                f"evals.{name}.data = {evaluator.store.spec}: not comparable by id with {store.spec} (their "
-                "namespaces differ): whether they share patients could not be checked; if they come from one source, "
-                "prepare both with one --namespace"
-            )
-        elif unknown := [s.spec for s in (evaluator.store, store) if not audit.knows_patients(s)]:
-            found.append(
-                f"evals.{name}.data = {evaluator.store.spec}: not comparable by id with {store.spec} (no patients are "
-                f"known of {' and '.join(dict.fromkeys(unknown))}): whether they share patients could not be checked"
-            )
     return found

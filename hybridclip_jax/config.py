@@ -40,6 +40,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "compute.attention": ("xla", "cudnn"),
     "watchdog.at_chance": ("warn", "stop"),
 }
+# kinds of values of which the highest would be the worst
+LOWER_IS_BETTER = ("loss", "median_rank")
 # field -> the smallest value it may take
 AT_LEAST: dict[str, float] = {
     "seed": 0,
@@ -53,6 +55,8 @@ AT_LEAST: dict[str, float] = {
     "model.text.context": 3,
     "data.image_size": 1,
     "data.sentences": 0,
+    "select.patience": 0,
+    "select.keep": 1,
     "optim.warmup_steps": 0,
     "optim.learning_rate": 0.0,
     "optim.weight_decay": 0.0,
@@ -106,7 +110,15 @@ def default() -> ConfigDict:
                 "groups": ((".*", 1.0, 1.0),),
             },
             "evals": {},
-            "select": {"metric": "", "mode": "max"},
+            "select": {
+                # <evaluation>/<value>, e.g. external/auroc/mean, and whether the highest or the lowest is best
+                "metric": "",
+                "mode": "max",
+                # so many evaluations in a row without a better value end the run; 0: never
+                "patience": 0,
+                # how many of the best models stay: more than one makes kept/, an ensemble's members
+                "keep": 1,
+            },
             "checkpoint": {"every": 500, "keep": 2},
             "compute": {"dtype": "float32", "remat": False, "attention": "xla"},
             "mesh": {"data": 0, "fsdp": 1},
@@ -136,6 +148,7 @@ def load(path: str, overrides: Sequence[str] = ()) -> ConfigDict:
     Raises UserError, in one line, for a missing file, an unknown field, a wrong type or a value out of range.
     """
     config = _from_file(path)
+    _change_protocols(config, overrides)
     for override in overrides:
         _check_field(config, override)
     if overrides:
@@ -191,6 +204,15 @@ def _overridden(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
     except Exception as error:  # absl's and ml_collections' errors share no base; each names its flag
         raise UserError(_brief(error)) from error
     return values.config
+
+
+def _change_protocols(config: ConfigDict, overrides: Sequence[str]) -> None:
+    """Gives an evaluation whose protocol a flag changes that protocol's fields, so that other flags can set them."""
+    for override in overrides:
+        found = re.fullmatch(r"--config\.evals\.([^.=]+)\.protocol=(.+)", override)
+        if found and found[1] in config.evals and found[2] in EVALUATORS:
+            kept = {key: v for key, v in config.evals[found[1]].items() if key in eval_defaults(found[2])}
+            add_eval(config, found[1], **{**kept, "protocol": found[2]})
 
 
 def _check_field(config: ConfigDict, override: str) -> None:
@@ -311,6 +333,9 @@ def _number(value: object) -> bool:
 
 def _evals(config: ConfigDict) -> Iterator[str]:
     for name, entry in config.evals.items():
+        if not isinstance(entry, ConfigDict):
+            yield f"evals.{name} = {entry!r}: must be a group of fields; use hybridclip_jax.config.add_eval"
+            continue
         if entry.get("protocol") not in EVALUATORS:
             yield f"evals.{name}.protocol = {entry.get('protocol')!r}: must be one of {', '.join(EVALUATORS)}"
             continue
@@ -324,6 +349,8 @@ def _evals(config: ConfigDict) -> Iterator[str]:
     elif metric and metric.split("/")[0] not in config.evals:
         known = ", ".join(config.evals) or "none"
         yield f"select.metric = {metric!r}: names no evaluation (known: {known})"
+    elif metric and config.select.mode == "max" and metric.split("/")[1].startswith(LOWER_IS_BETTER):
+        yield f"select.mode = max: of {metric} the lowest is best; use --config.select.mode=min"
     if config.evals and not metric:
         yield "select.metric is empty: name one, e.g. " + f"{next(iter(config.evals))}/auroc/mean"
 

@@ -3,34 +3,30 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import math
-import platform
-import shutil
 import time
 from collections.abc import Iterator
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from clu import parameter_overview
 
-from hybridclip_jax import accounting, build, chance, logs, modelfolder, report, rundir, selection, sharding
+from hybridclip_jax import accounting, build, chance, flops, logs, opening, report, rundir, selection, sharding, summary
 from hybridclip_jax import config as configs
 from hybridclip_jax.build import Job
 from hybridclip_jax.checkpoint import Checkpoints
-from hybridclip_jax.data import audit
 from hybridclip_jax.data.loader import Batch
 from hybridclip_jax.errors import RunStopped, UserError
 from hybridclip_jax.evals.encode import Work
+from hybridclip_jax.keeping import Choice, Keeper
 from hybridclip_jax.state import TrainState
 
 # A step is handed to the device while this many batches behind it are already on their way.
 AHEAD = 2
 # So many steps in a row without a finite loss and gradient end the run.
 NONFINITE_LIMIT = 3
-BEST = "best.json"
 # The watchdog judges the logged losses of this many steps.
 CHANCE_WINDOW = 500
 
@@ -70,29 +66,30 @@ class _Run:
             ledger=workdir / "attempts.json",
         )
         self.trained = job.model.optimizer.trainable
+        self.keeper = Keeper(workdir, job.rule, build.card(job)) if job.rule else None
 
     def go(self) -> None:
         state, start = self._restore()
-        if start == self.config.steps:
-            print(f"{self.workdir}: already finished at step {start:,}; give another --workdir to train anew")
-        else:
-            self._announce(start)
-        self.writer = logs.MetricsWriter(self.workdir, start or None)
-        self.bar = logs.Progress(self.config.steps, "train", "step", initial=start)
-        try:
-            self._write_audit()
-            self._write_summary(start, finished=start == self.config.steps)
-            if start:
-                self._mend_best(start, state)
-            if start < self.config.steps:
-                state = self._train(state, start)
+        with contextlib.closing(logs.MetricsWriter(self.workdir, start or None)) as self.writer:
+            early = self._stopped_early(start)
+            over = bool(early) or start == self.config.steps
+            if over:
+                print(f"{self.workdir}: already finished at step {start:,}; give another --workdir to train anew")
+            else:
+                opening.announce(self.job, self.meter, start)
+            with contextlib.closing(logs.Progress(self.config.steps, "train", "step", initial=start)) as self.bar:
+                opening.write_files(self.job, self.workdir)
+                if start and self.keeper:
+                    # A kill may have come between a checkpoint and what is kept of the same step.
+                    self._keep(self.keeper.choice(self._lines(), start, early), start, state)
+                self._write_summary(start, finished=over, early=early)
+                try:
+                    if not over:
+                        self._train(state, start)
+                except RunStopped as stopped:
+                    self._stop(str(stopped))
+                    raise
             self._finish()
-        except RunStopped as stopped:
-            self._stop(str(stopped))
-            raise
-        finally:
-            self.bar.close()
-            self.writer.close()
 
     # --- start
 
@@ -103,72 +100,28 @@ class _Run:
         if step is None:
             if saved:
                 print("warning: no checkpoint can be used: starting anew at step 0")
-            self._drop_best_after(0)
+            self._forget_after(0)
             return build.fresh_state(self.job), 0
         state, notes = self.checkpoints.restore(step, build.restore_target(self.job))
         for name, fingerprint in self._fingerprints().items():
             if notes["inputs"].get(name) != fingerprint:
                 raise UserError(f"{name}: changed since this run began; use another --workdir")
         self.meter.load_state(notes["meter"])
-        self._drop_best_after(step)
+        self._forget_after(step)
         return state, step
 
     def _fingerprints(self) -> dict[str, str]:
         """Of every store and folder of weights: others' values in one metrics.jsonl would not compare."""
-        stores = [self.job.store, *(evaluator.store for evaluator in self.job.evaluators.values())]
         weights = {self.config.model[tower].weights: loaded.fingerprint for tower, loaded in self.job.weights.items()}
-        return {store.spec: store.fingerprint for store in stores} | weights
+        return {store.spec: store.fingerprint for store in self.job.stores} | weights
 
-    def _drop_best_after(self, step: int) -> None:
-        """A model of a step that is taken again must not outlive it: the same step may turn out otherwise."""
-        if (self._held_step() or 0) > step:
-            (self.workdir / BEST).unlink()
-            shutil.rmtree(self.workdir / "best", ignore_errors=True)
-
-    def _mend_best(self, step: int, state: TrainState) -> None:
-        """A kill may have come between a checkpoint and the best/ of the same step."""
-        best = self._choice(step)
-        if best is not None and best["step"] == step != self._held_step():
-            self._keep(best, step, state)
-
-    def _announce(self, start: int) -> None:
-        job, config = self.job, self.config
-        print(logs.parameter_table(job.abstract.params, self.trained.__contains__))
-        every = parameter_overview.get_parameter_overview(job.abstract.params, include_stats=False, max_lines=None)
-        rundir.write_whole(self.workdir / "parameters.txt", every + "\n")
-        rows = [["train", job.store.spec, len(job.store), len(job.store.patient_set)]]
-        rows += [
-            [f"eval {name}", e.store.spec, len(e.store), len(e.store.patient_set)] for name, e in job.evaluators.items()
-        ]
-        print("\n" + logs.table(["data", "store", "records", "patients"], rows))
-        mesh = " x ".join(f"{name} {size}" for name, size in job.mesh.shape.items())
-        print(f"\n{len(self.devices)} x {self.devices[0].device_kind}, mesh {mesh}, {config.compute.dtype}")
-        print(self._prediction(start))
-        if job.synthetic:
-            print("synthetic data: phantoms, not patients; no figure of this run says anything about real images")
-        for warning in job.warnings:
-            print(f"warning: {warning}")
-        if start:
-            print(f"resuming at step {start:,}")
-
-    def _write_audit(self) -> None:
-        """Without near copies, which take minutes to hours: `hybridclip doctor` looks for those."""
-        stores = [self.job.store, *(evaluator.store for evaluator in self.job.evaluators.values())]
-        distinct = {(str(store.path.resolve()), store.split): store for store in stores}
-        rundir.write_json(self.workdir / "audit.json", audit.examine(list(distinct.values())))
-
-    def _prediction(self, start: int) -> str:
-        widths = [self.job.stream.batch(start + i).tokens.shape[1] for i in range(3)]
-        flops = self._flops(int(np.median(widths))) * (self.config.steps - start)
-        text = f"{self.config.steps - start:,} steps to go, about {accounting.pf_days(flops):.2g} PF-days"
-        if self.meter.peak.flops:
-            hours = accounting.hours(flops, self.meter.peak.flops, len(self.devices))
-            return f"{text}, {hours:.1f} h at {accounting.ASSUMED_USE:.0%} use of the peak"
-        return f"{text}; hours unknown: {self.meter.peak.why}"
+    def _forget_after(self, step: int) -> None:
+        if self.keeper:
+            self.keeper.forget_after(step)
 
     # --- the loop
 
-    def _train(self, state: TrainState, start: int) -> TrainState:
+    def _train(self, state: TrainState, start: int) -> None:
         window = _Window()
         pending: tuple[int, dict[str, jax.Array]] | None = None
         batches = self._on_device(start)
@@ -186,7 +139,7 @@ class _Run:
                 jax.block_until_ready(metrics["loss"])
             seconds = time.perf_counter() - began
             window.add(seconds, waited)
-            self.meter.add(self._flops(width), seconds)
+            self.meter.add(flops.of_step(self.config, self.job.model, width).total, seconds)
             if log:
                 self._refuse_nonfinite(*pending)
                 pending = None
@@ -194,8 +147,8 @@ class _Run:
                 window = _Window()
             else:
                 self.bar.update(step, self.bar.suffix)
-            self._milestones(step, state)
-        return state
+            if self._milestones(step, state):
+                return
 
     def _on_device(self, start: int) -> Iterator[tuple[Batch, dict[str, jax.Array]]]:
         """Host batches with their device copies, `AHEAD` transfers under way before they are needed."""
@@ -236,88 +189,71 @@ class _Run:
         rate = f"{values['pairs_per_s']:.1f} pairs/s"
         self.bar.update(step, f"loss {values['loss']:.3f}  {rate}")
 
-    def _flops(self, text_width: int) -> int:
-        spec = self.job.model.spec
-        return accounting.step_flops(
-            spec.image_arch,
-            spec.text_arch,
-            embed_dim=spec.embed_dim,
-            image_size=self.config.data.image_size,
-            text_tokens=text_width,
-            batch_size=self.config.batch_size,
-            trainable=self.trained.__contains__,
-        ).total
-
     # --- evaluation, choice, checkpoint
 
-    def _milestones(self, step: int, state: TrainState) -> None:
-        last = step == self.config.steps
-        best = None
-        if self.job.evaluators and (last or step % self.config.eval_every == 0):
+    def _milestones(self, step: int, state: TrainState) -> str:
+        """What falls due after a step. Returns why the run ends with it before its last; empty where it goes on."""
+        last, at_chance, early, choice = step == self.config.steps, "", "", None
+        if self.keeper and (last or step % self.config.eval_every == 0):
             self._evaluate(step, state)
-            best = self._choice(step)
-        at_chance = self._at_chance(step) if step % self.config.eval_every == 0 else ""
+            early = self._stopped_early(step)
+            choice = self.keeper.choice(self._lines(), step, early)
+        if step % self.config.eval_every == 0:
+            at_chance = self._at_chance(step)
         stop = at_chance and not last and self.config.watchdog.at_chance == "stop"
-        # With each new best: were it lost to a kill, best/ would hold a step that is taken again.
-        new_best = best is not None and best["step"] == step
-        if last or stop or new_best or step % self.config.checkpoint.every == 0:
+        # With each model that is kept: were the checkpoint lost to a kill, its step would be taken again.
+        new = choice is not None and choice.new
+        save = last or stop or early or new or step % self.config.checkpoint.every == 0
+        if save:
             self._save(step, state)
-        if best is not None:
-            self._keep(best, step, state)
+        self._keep(choice, step, state)
+        if save:
+            self._write_summary(step, finished=last or bool(early), early=early)
         if stop:
             raise RunStopped(f"{at_chance}; watchdog.at_chance = stop")
         if at_chance:
             self.bar.line(f"warning: {at_chance}")
+        if early:
+            self.bar.line(early)
+        return early
 
     def _evaluate(self, step: int, state: TrainState) -> None:
         began = time.perf_counter()
         for name, evaluator in self.job.evaluators.items():
+            self.bar.update(step, f"evaluating {name}")
             started = time.perf_counter()
             values = evaluator.run(self.job.encode, state.arrays)
             mark = {"synthetic": True} if evaluator.store.synthetic else {}
             self.writer.write(step, f"eval/{name}", {**values, "eval_s": time.perf_counter() - started, **mark})
-            mean = values.get("auroc/mean")
-            self.bar.line(f"step {step:,}  {name}  mean AUROC {'undefined' if mean is None else f'{mean:.4f}'}")
+            chooser, _, key = self.config.select.metric.partition("/")
+            shown = selection.shown(values, key if name == chooser else selection.headline(values))
+            self.bar.line(f"step {step:,}  {name}  {shown}")
         self.meter.add_eval(self._eval_flops(), time.perf_counter() - began)
 
     def _eval_flops(self) -> int:
         """Of what the encoders have run since this was last asked."""
-        spec, work = self.job.model.spec, self.job.encode.work
-        total = accounting.image_flops(
-            spec.image_arch, embed_dim=spec.embed_dim, image_size=self.config.data.image_size, images=work.images
-        )
-        for width, texts in work.texts.items():
-            total += accounting.text_flops(spec.text_arch, embed_dim=spec.embed_dim, text_tokens=width, texts=texts)
-        self.job.encode.work = Work()
-        return total
+        work, self.job.encode.work = self.job.encode.work, Work()
+        return flops.of_encoding(self.config, self.job.model, work.images, work.texts)
 
-    def _choice(self, step: int) -> dict[str, Any] | None:
-        """The best of the evaluated steps whose parameters are at hand: this one, and that of best/."""
-        metric, mode = self.config.select.metric, self.config.select.mode
-        values = selection.history(logs.read_metrics(self.workdir / logs.METRICS_FILE), metric)
-        at_hand = {step, self._held_step()}
-        best = selection.choose(values, metric, mode)
-        if best is not None and best["step"] not in at_hand:  # lost with a checkpoint that was damaged
-            best = selection.choose([pair for pair in values if pair[0] in at_hand], metric, mode)
-        return best
+    def _keep(self, choice: Choice | None, step: int, state: TrainState) -> None:
+        if choice and self.keeper:
+            self.keeper.keep(choice, step, state.arrays)
 
-    def _held_step(self) -> int | None:
-        """The step whose parameters best/ holds: best.json is written after it."""
-        best = rundir.read_json(self.workdir / BEST)
-        step = best.get("step") if isinstance(best, dict) else None
-        return step if isinstance(step, int) else None
+    def _lines(self) -> list[dict[str, Any]]:
+        return logs.read_metrics(self.workdir / logs.METRICS_FILE)
 
-    def _keep(self, best: dict[str, Any], step: int, state: TrainState) -> None:
-        if best["step"] == step:
-            modelfolder.save(self.workdir / "best", jax.device_get(state.arrays), build.card(self.job))
-        rundir.write_json(self.workdir / BEST, {**best, "synthetic": self.job.synthetic})
+    def _stopped_early(self, step: int) -> str:
+        """Why the run ends with this step; empty where it goes on, or where it is the last anyway."""
+        if not self.job.rule or step in (0, self.config.steps):
+            return ""
+        return selection.stopped_early(self._lines(), self.job.rule)
 
     def _at_chance(self, step: int) -> str:
         """What to say of the last steps' losses; empty where there is nothing to say, or not yet."""
         batch = self.config.batch_size
         losses = [
             line["loss"]
-            for line in logs.read_metrics(self.workdir / logs.METRICS_FILE)
+            for line in self._lines()
             if line["split"] == "train" and step - CHANCE_WINDOW < line["step"] <= step and line["loss"] is not None
         ]
         if step < CHANCE_WINDOW or not chance.reached(losses, batch):
@@ -331,52 +267,34 @@ class _Run:
         notes = {"inputs": self._fingerprints(), "meter": self.meter.state_dict()}
         self.writer.sync()  # a resumed run keeps the lines up to its checkpoint, so they must outlive it
         self.checkpoints.save(step, state, notes)
-        self._write_summary(step, finished=step == self.config.steps)
 
     # --- end
 
-    def _write_summary(self, step: int, *, finished: bool, stopped: str | None = None) -> None:
-        lines = logs.read_metrics(self.workdir / logs.METRICS_FILE) if step else []
-        rates = [line["pairs_per_s"] for line in lines if line["split"] == "train" and line.get("pairs_per_s")]
-        summary = {
-            "step": step,
-            "steps": self.config.steps,
-            "finished": finished,
-            "exit": stopped,
-            "wall_s": lines[-1]["wall_s"] if lines else 0.0,
-            "pairs_per_s": float(np.median(rates)) if rates else None,
-            **self.meter.summary(),
-            "parameters": logs.tower_counts(self.job.abstract.params, self.trained.__contains__),
-            "devices": {
-                "kind": self.devices[0].device_kind,
-                "count": len(self.devices),
-                "mesh": dict(self.job.mesh.shape),
-            },
-            "data": {
-                "train": _describe(self.job.store),
-                "evals": {name: _describe(e.store) for name, e in self.job.evaluators.items()},
-            },
-            "versions": {"python": platform.python_version(), **_versions()},
-            "command": self.command,
-            "synthetic": self.job.synthetic,
-            "warnings": list(self.job.warnings),
-            "best": rundir.read_json(self.workdir / BEST),
-        }
-        rundir.write_json(self.workdir / "summary.json", summary)
+    def _write_summary(self, step: int, *, finished: bool, early: str = "", stopped: str | None = None) -> None:
+        body = summary.body(
+            self.job,
+            self.meter,
+            self._lines() if step else [],
+            step=step,
+            finished=finished,
+            stopped=stopped,
+            stopped_early=early or None,
+            best=self.keeper.best() if self.keeper else None,
+            command=self.command,
+        )
+        rundir.write_json(self.workdir / "summary.json", body)
 
     def _stop(self, why: str) -> None:
         """Leaves the report of a run that cannot go on: that is when somebody wants to see its curves."""
-        self.bar.close()
-        reached = max(line["step"] for line in logs.read_metrics(self.workdir / logs.METRICS_FILE))
-        self._write_summary(reached, finished=False, stopped=why)
+        self._write_summary(max(line["step"] for line in self._lines()), finished=False, stopped=why)
         report.render(self.workdir)
 
     def _finish(self) -> None:
-        self.bar.close()
         report.render(self.workdir)
-        lines = logs.read_metrics(self.workdir / logs.METRICS_FILE)
-        best = rundir.read_json(self.workdir / BEST)
-        print("\n" + report.end_table(best or {}, lines, self.workdir))
+        best = self.keeper.best() if self.keeper else None
+        print("\n" + report.end_table(best or {}, self._lines(), self.workdir))
+        if said := summary.eval_share(self.meter):
+            print(said)
 
 
 class _Window:
@@ -388,18 +306,3 @@ class _Window:
 
     def add(self, seconds: float, waited: float) -> None:
         self.seconds, self.waited, self.steps = self.seconds + seconds, self.waited + waited, self.steps + 1
-
-
-def _describe(store: Any) -> dict[str, Any]:
-    return {
-        "spec": store.spec,
-        "records": len(store),
-        "patients": len(store.patient_set),
-        "synthetic": store.synthetic,
-        "fingerprint": store.fingerprint,
-    }
-
-
-def _versions() -> dict[str, str]:
-    names = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "pillow")
-    return {name: metadata.version(name) for name in names}

@@ -238,8 +238,7 @@ def test_flops_agree_with_xla_on_the_compiled_unrolled_forward_pass() -> None:
         return model.encode_image(images), model.encode_text(ids)
 
     xla = jax.jit(forward).lower(params, images, ids).compile().cost_analysis()["flops"]
-    ours = accounting.image_flops(image, embed_dim=256, image_size=64, images=2)
-    ours += accounting.text_flops(text, embed_dim=256, text_tokens=64, texts=2)
+    ours = accounting.encode_flops(image, text, embed_dim=256, image_size=64, images=2, texts={64: 2})
     assert 1.0 < xla / ours < 1.05
 
 

@@ -12,9 +12,8 @@ import numpy as np
 import pytest
 from planted import clouds, crop, exposed, jpeg, prepared
 
-from hybridclip_jax import build
 from hybridclip_jax.data import audit as audits
-from hybridclip_jax.data.audit import examine, open_all
+from hybridclip_jax.data.audit import examine, open_all, overlap
 from hybridclip_jax.data.store import Store
 from hybridclip_jax.errors import UserError
 
@@ -177,9 +176,9 @@ def test_images_of_one_name_are_no_shared_patients_where_none_is_named(tmp_path:
     a, b = (prepared(tmp_path / name, rows) for name, rows in zip("ab", nameless, strict=True))
     audit = examine(open_all([str(a), str(b)]))
     assert audit["pairs"][0]["patients"] is None and audit["problems"] == []
-    assert build._shared(Store.open(str(a)), Store.open(str(b))) == ""
+    assert str(overlap(Store.open(str(a)), Store.open(str(b)))) == ""
     same = prepared(tmp_path / "c", nameless[0])
-    assert build._shared(Store.open(str(a)), Store.open(str(same))) == "1 of its images"
+    assert str(overlap(Store.open(str(a)), Store.open(str(same)))) == "1 image"
 
 
 def test_of_how_many_records_the_patient_is_not_known_is_said(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import difflib
 import json
 import os
@@ -10,7 +11,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from ml_collections import ConfigDict
@@ -18,6 +19,7 @@ from ml_collections import ConfigDict
 from hybridclip_jax import build, config, main
 from hybridclip_jax.config import add_eval, default
 from hybridclip_jax.errors import UserError
+from hybridclip_jax.evals import Field
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = ROOT / "tests" / "golden"
@@ -175,6 +177,9 @@ def test_overrides_reach_their_fields_as_their_types(plain: str) -> None:
         (f"--config.seed={2**63}", "must be below 2**63"),
         ("--config.model.temperature=0.005", "model.logit_scale_range, 0.01 to 1"),
         ("--config.batch_size=1", "batch_size = 1: must be at least 2"),
+        ("--config.select.patience=-1", "select.patience = -1: must be at least 0"),
+        ("--config.select.keep=0", "select.keep = 0: must be at least 1"),
+        ("--config.select.mode=highest", "select.mode = 'highest': must be one of max, min"),
         ("--config.data.image_size=225", "data.image_size = 225: must be a multiple of the patch, 16"),
     ],
 )
@@ -221,6 +226,15 @@ def test_a_missing_file_is_named_and_the_forgotten_ending_too(tmp_path: Path, pl
             "    add_eval(c, 'v')\n    c.select.metric = 'v'\n    return c\n",
             "select.metric = 'v': must be <evaluation>/<value>, e.g. v/auroc/mean",
         ),
+        (
+            "    add_eval(c, 'v')\n    c.select.metric = 'v/loss/mean'\n    return c\n",
+            "select.mode = max: of v/loss/mean the lowest is best; use --config.select.mode=min",
+        ),
+        (
+            "    with c.evals.unlocked():\n        c.evals.v = 3\n    return c\n",
+            "evals.v = 3: must be a group of fields; use hybridclip_jax.config.add_eval",
+        ),
+        ("    add_eval(c, 'v', protocol='chexnet')\n    return c\n", "evals.v.protocol = 'chexnet': must be one of "),
         ("    raise RuntimeError('first line\\nsecond')\n", "line 6: RuntimeError: first line second"),
         ("    import sys\n    sys.exit(3)\n", "line 7: SystemExit: 3"),
         ("    return {'steps': 3}\n", "get_config() must return a ConfigDict, not dict"),
@@ -265,15 +279,43 @@ def test_add_eval_refuses_misspelt_fields_and_fills_the_others() -> None:
     mine = default()
     add_eval(mine, "first", data="store:val")
     add_eval(mine, "second", data="other:val", prompts="templated")
+    default_of = config.eval_defaults("chexzero")
+    assert default_of.items() >= {"protocol": "chexzero", "unit": "image", "prompts": "chexzero"}.items()
     assert mine.evals.to_dict() == {
-        "first": {"protocol": "chexzero", "data": "store:val", "unit": "image", "prompts": "chexzero"},
-        "second": {"protocol": "chexzero", "data": "other:val", "unit": "image", "prompts": "templated"},
+        "first": {**default_of, "data": "store:val"},
+        "second": {**default_of, "data": "other:val", "prompts": "templated"},
     }
     with pytest.raises((AttributeError, KeyError), match="promts"):
         add_eval(mine, "third", promts="templated")
     with pytest.raises((AttributeError, KeyError), match="dta"):
         mine.evals.first.dta = "x"
     assert config.eval_defaults("chexzero")["data"] == "", "one config's evaluations leave the defaults as they were"
+
+
+@dataclasses.dataclass(frozen=True)
+class Other:
+    """A protocol with one field of its own and one that chexzero has too."""
+
+    FIELDS: ClassVar = {"prompts": Field("plain", ""), "sample": Field(0, "")}
+
+
+def test_a_flag_may_change_the_protocol_and_then_its_fields(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(config.EVALUATORS, "other", Other)  # type: ignore[arg-type]  # its fields alone are asked for
+    path = write(tmp_path, EVAL_OF + "    c.select.metric = 'v/x/mean'\n    return c\n")
+    flags = ["--config.evals.v.sample=3", "--config.evals.v.protocol=other"]
+    assert config.load(path, flags).evals.v.to_dict() == {
+        "protocol": "other",
+        "data": "store:val",
+        "unit": "study",
+        "prompts": "mine.json",
+        "sample": 3,
+    }
+    assert "config.evals.v.sample: no such field; known: " in refusal(path, flags[0])
+    assert "evals.v.protocol = 'othre': must be one of " in refusal(path, "--config.evals.v.protocol=othre")
+    assert "config.evals.w: no such field; known: v" in refusal(path, "--config.evals.w.protocol=other")
+
+
+EVAL_OF = "    add_eval(c, 'v', data='store:val', unit='study', prompts='mine.json')\n"
 
 
 # --- the command line

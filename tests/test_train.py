@@ -42,7 +42,7 @@ def get_config():
     config.data.train = "{store}:train"
     config.optim.name, config.optim.learning_rate = "adamw", 1e-3
     add_eval(config, "bare", data="{store}:val")
-    config.select.metric = "bare/auroc/mean"
+    config.select.metric, config.select.keep = "bare/auroc/mean", 2
     return config
 """
 
@@ -113,8 +113,21 @@ def test_a_run_leaves_what_scripts_rely_on(finished: Path) -> None:
     assert best.keys() >= {"step", "metric", "value", "interval", "runner_up", "why"}
     evaluated = {line["step"]: line["auroc/mean"] for line in lines if line["split"] == "eval/bare"}
     assert best["value"] == max(evaluated.values()) == evaluated[best["step"]]
+    low, high = best["interval"]
+    assert low < best["value"] < high
+    assert best["runner_up"].keys() == {"step", "value", "interval"}
+    assert [one["step"] for one in best["kept"]] == [best["step"], best["runner_up"]["step"]]
+    marks = {path.name: modelfolder.stated_fingerprint(path) for path in (finished / "kept").iterdir()}
+    assert marks.keys() == {"step-4", "step-8"}
+    assert modelfolder.stated_fingerprint(finished / "best") == marks[f"step-{best['step']}"]
     summary = json.loads((finished / "summary.json").read_text())
     assert summary["finished"] and summary["step"] == 8 and summary["synthetic"]
+    assert summary["stopped_early"] is None
+    assert summary["best"] == best
+    assert 0 < summary["eval_share"]["flops"] < 1 and 0 < summary["eval_share"]["wall"] < 1
+    described = summary["evaluations"]["bare"]
+    assert (described["protocol"], described["unit"], described["images"]) == ("chexzero", "image", 44)
+    assert "the checkpoint is chosen by bare/auroc/mean" in described["notes"][-1]
     assert json.loads((finished / "config.json").read_text())["batch_size"] == 16
     assert "synthetic" in (finished / "report.html").read_text()
     audit = json.loads((finished / "audit.json").read_text())
@@ -166,9 +179,9 @@ def put(source, target, **kwargs):
 os.replace = put
 runpy.run_module("hybridclip_jax.main", run_name="__main__", alter_sys=True)
 """
-# One after another. The first attempt leaves no checkpoint; the second dies between the weights of best/ and their
-# place, the third, which begins by making good for that, between best/ and best.json.
-MOMENTS = ("/checkpoints/2", "/best", "/best.json")
+# One after another. The first attempt leaves no checkpoint; the second dies between a checkpoint and the model that is
+# kept of the same step, the third, which begins by making good for that, between best/ and best.json.
+MOMENTS = ("/checkpoints/2", "/kept/step-4", "/best.json")
 
 
 def test_killed_anywhere_it_ends_like_a_run_never_killed(finished: Path, config_file: Path, tmp_path: Path) -> None:
@@ -183,11 +196,13 @@ def test_killed_anywhere_it_ends_like_a_run_never_killed(finished: Path, config_
     assert process.returncode == 0, errors
     assert reproducible(workdir) == reproducible(finished)
     assert json.loads((workdir / "best.json").read_text()) == json.loads((finished / "best.json").read_text())
-    modelfolder.load(workdir / "best")  # that its weights are those of the fingerprint
-    assert modelfolder.stated_fingerprint(workdir / "best") == modelfolder.stated_fingerprint(finished / "best")
+    for folder in ("best", "kept/step-4", "kept/step-8"):
+        modelfolder.load(workdir / folder)  # that its weights are those of the fingerprint
+        assert modelfolder.stated_fingerprint(workdir / folder) == modelfolder.stated_fingerprint(finished / folder)
     attempts = json.loads((workdir / "attempts.json").read_text())["attempts"]
     assert len(attempts) >= len(MOMENTS)
-    assert not [path.name for path in workdir.iterdir() if path.name.endswith((".partial", ".old", ".tmp"))]
+    paths = [*workdir.iterdir(), *(workdir / "kept").iterdir()]
+    assert not [path.name for path in paths if path.name.endswith((".partial", ".old", ".tmp"))]
 
 
 def kill_after_step(step: int, process: subprocess.Popen[str], workdir: Path) -> None:
@@ -211,8 +226,57 @@ def test_a_model_of_a_step_that_is_taken_again_goes(finished: Path, config_file:
             part.write_bytes(b"")
     run(config_file, workdir, "mesh.data=1")
     assert not (workdir / "best" / "stale").exists()
-    assert json.loads((workdir / "best.json").read_text())["step"] == 8, "step 4's weights went with best/"
+    assert json.loads((workdir / "best.json").read_text()) == json.loads((finished / "best.json").read_text())
+    assert {path.name for path in (workdir / "kept").iterdir()} == {"step-4", "step-8"}
     hc.load(workdir)
+
+
+def test_a_run_that_gets_no_better_stops_early(
+    config_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    workdir = tmp_path / "run"
+    still = ["optim.learning_rate=0.0", "steps=40", "eval_every=2", "select.patience=2", "mesh.data=1"]
+    still += ["data.image_size=32", "model.text.context=32"]
+    run(config_file, workdir, *still)
+    says = "stopped early at step 6: 2 evaluations in a row gave no better bare/auroc/mean than step 2"
+    output = capsys.readouterr().out
+    assert output.count(says) == 2, "when it stops, and in the choice at the end"
+    assert re.search(r"step 2  bare  auroc/mean 0\.\d{4} \[0\.\d{4}, 0\.\d{4}\]", output)
+    assert re.search(r"Evaluation took \d+\.\d\d% of the run's FLOPs and \d+\.\d% of its wall time\.", output)
+    summary = json.loads((workdir / "summary.json").read_text())
+    assert (summary["finished"], summary["step"], summary["exit"]) == (True, 6, None)
+    assert summary["stopped_early"].startswith(says)
+    best = json.loads((workdir / "best.json").read_text())
+    assert best["step"] == 2 and says in best["why"]
+    before = (workdir / "metrics.jsonl").read_bytes()
+    run(config_file, workdir, *still)
+    assert "already finished at step 6" in capsys.readouterr().out
+    assert (workdir / "metrics.jsonl").read_bytes() == before
+    shutil.rmtree(workdir / "checkpoints" / "6")  # as after a kill between the last line and its checkpoint
+    run(config_file, workdir, *still)
+    assert "resuming at step 4" in capsys.readouterr().out
+    assert json.loads((workdir / "best.json").read_text()) == best
+    assert json.loads((workdir / "summary.json").read_text())["step"] == 6
+
+
+def test_an_evaluation_that_does_not_choose_says_what_it_shares_with_the_one_that_does(
+    config_file: Path, phantom_store: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "several.py"
+    other = tmp_path / "other"
+    arguments = ["--count", "12", "--seed", "9", "--train-share", "0", "--val-share", "1", "--out", str(other)]
+    parsed = cli.parse(["prepare", "--format", "phantom", *arguments])
+    assert not parsed.run(parsed)
+    more = f'    add_eval(config, "again", protocol="retrieval-index", data="{phantom_store}:val")\n'
+    more += f'    add_eval(config, "other", data="{other}")\n    return config\n'
+    path.write_text(config_file.read_text().replace("    return config\n", more))
+    job = build.job(configs.load(str(path)))
+    assert "the checkpoint is chosen by bare/auroc/mean" in job.notes["bare"][0]
+    assert re.match(r"shares \d+ patients and 44 images with .*:val, on which", job.notes["again"][0])
+    assert job.notes["other"] == [
+        "the checkpoint is not chosen by it, nor on any of its patients (bare/auroc/mean chooses)"
+    ]
+    assert len(job.stores) == 3, "a store that two evaluations read is opened once"
 
 
 def test_weights_that_changed_since_the_run_began_are_refused(config_file: Path, tmp_path: Path) -> None:
@@ -295,7 +359,7 @@ def test_eight_devices_log_the_losses_of_one(finished: Path, config_file: Path, 
         ("data.train={store}:tarin", "tarin"),
         ("batch_size=4096", "4096.* records"),
         ("batch_size=12", "12 does not divide among 8 devices.* one of 1, 2, 3, 4, 6$"),
-        ("evals.bare.data={store}:train", "of its patients and "),
+        ("evals.bare.data={store}:train", "patients and .* images are in "),
         ("evals.bare.data=", "evals.bare.data is empty"),
         ("evals.bare.protocol=magic", "chexzero"),
         ("select.metric=bare/auroc/maen", "did you mean auroc/mean"),
@@ -328,13 +392,13 @@ def test_an_evaluation_on_images_that_are_trained_on_is_refused_unless_it_is_mea
     other = tmp_path / "other"
     parsed = cli.parse(["prepare", "--format", "csv", "--source", str(images), "--out", str(other)])
     assert not parsed.run(parsed)
-    says = r"evals\.bare\.data = .*other: 12 of its images are in .*:train as well; .*data\.allow_overlap=True"
+    says = r"evals\.bare\.data = .*other: 12 images are in .*:train as well; .*data\.allow_overlap=True"
     with pytest.raises(UserError, match=says):
         run(config_file, tmp_path / "run", f"evals.bare.data={other}")
     overrides = [f"--config.evals.bare.data={other}", "--config.data.allow_overlap=True"]
     job = build.job(configs.load(str(config_file), overrides))
     (warning,) = (warning for warning in job.warnings if "allow_overlap" in warning)
-    assert "12 of its images are trained on (data.allow_overlap is on)" in warning
+    assert "12 images are trained on (data.allow_overlap is on)" in warning
 
 
 def test_where_no_patients_are_known_none_is_shared_and_it_is_said(config_file: Path, tmp_path: Path) -> None:
@@ -350,7 +414,7 @@ def test_where_no_patients_are_known_none_is_shared_and_it_is_said(config_file: 
         assert not parsed.run(parsed)
     a, b = tmp_path / "train-store", tmp_path / "test-store"
     job = build.job(configs.load(str(config_file), [f"--config.data.train={a}", f"--config.evals.bare.data={b}"]))
-    says = f"(no patients are known of {b} and {a}): whether they share patients could not be checked"
+    says = f"no patients are known of {b}:all and {a}:all: whether it shares patients with {a} could not be checked"
     assert any("evals.bare.data" in warning and says in warning for warning in job.warnings)
 
 
@@ -368,7 +432,7 @@ def test_stores_prepared_differently_are_refused(config_file: Path, tmp_path: Pa
     arguments = ["prepare", "--format", "phantom", "--seed", "6", "--count", "80", "--resize", "stretch"]
     parsed = cli.parse([*arguments, "--out", str(other)])
     assert not parsed.run(parsed)
-    with pytest.raises(UserError, match=r"evals\.bare\.data = .*: prepared with resize = stretch, but .* with pad"):
+    with pytest.raises(UserError, match=r"evals\.bare: .*: prepared with resize = stretch, but .* with pad"):
         run(config_file, tmp_path / "run", f"evals.bare.data={other}:val")
 
 

@@ -12,7 +12,7 @@ import functools
 import hashlib
 import itertools
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -75,6 +75,26 @@ def examine(stores: Sequence[Store], *, near: bool = False, deep: bool = False, 
         _add_near(audit, stores, rows, found)
     audit["problems"] = _problems(audit)
     return audit
+
+
+class Overlap(NamedTuple):
+    """What two stores share: patients, None where ids cannot say (`why` does), and images equal in every pixel."""
+
+    patients: int | None
+    images: int
+    why: str | None
+
+    def __str__(self) -> str:
+        """In words; empty where nothing is known to be shared."""
+        counts = ((self.patients, "patient"), (self.images, "image"))
+        return " and ".join(f"{n:,} {what}{'s' * (n > 1)}" for n, what in counts if n)
+
+
+def overlap(a: Store, b: Store) -> Overlap:
+    """UserError where the two were made with different patient keys."""
+    check_comparable(a, b)
+    why = _not_comparable(a, b)
+    return Overlap(len(a.patient_set & b.patient_set) if why is None else None, shared_images(a, b), why)
 
 
 def shared_images(a: Store, b: Store) -> int:
