@@ -3,6 +3,7 @@
 import hybridclip_jax as hc
 model = hc.load("runs/x/best")
 z = model.encode_image(images)
+scores = model.zero_shot(images, ["Edema", "Pleural Effusion"])
 """
 
 from __future__ import annotations

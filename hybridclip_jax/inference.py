@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from PIL import Image
 
-from hybridclip_jax import modelfolder, models, state, step
+from hybridclip_jax import modelfolder, models, sharding, state, step
 from hybridclip_jax.data import pixels, transforms
-from hybridclip_jax.data.loader import width_for
-from hybridclip_jax.data.store import SIDE
+from hybridclip_jax.data.store import SIDE, Store
 from hybridclip_jax.data.study import RecordError
 from hybridclip_jax.data.tokenizer import Tokenizer
 from hybridclip_jax.errors import UserError
+from hybridclip_jax.evals import Preparation, prompt_file
+from hybridclip_jax.evals.encode import Encode
+from hybridclip_jax.evals.prompt_tokens import PromptTokens
+from hybridclip_jax.evals.zero_shot import probability
 from hybridclip_jax.models.layers import l2_normalize
 
 ImageLike = str | Path | Image.Image | np.ndarray
@@ -38,29 +41,52 @@ def load(folder: str | Path, batch_size: int = DEFAULT_BATCH) -> LoadedModel:
 
 
 class LoadedModel:
-    """Encoders of one model folder. Work is done in batches of one fixed size: images compile once, texts by width."""
+    """Encoders of one model folder, their work split over all devices of this process.
+
+    Work is done in batches of one fixed size, `batch_size` rounded up so that it divides among the devices: images
+    compile once, texts once by width.
+    params: parameters and statistics in one flat dict, a copy on each device. preprocessing: from decoded pixels to
+    what the model was trained on (dual folders). tokenizer and context (in tokens): of folders with a text tower.
+    """
 
     def __init__(self, folder: Path, batch_size: int) -> None:
         if batch_size < 1:
             raise UserError(f"batch_size = {batch_size}: must be at least 1")
         params, self.card = modelfolder.load(folder)
-        self.folder, self.batch_size = folder, batch_size
+        self.folder, self.fingerprint = folder, modelfolder.stated_fingerprint(folder)
         self.synthetic = self.card.synthetic
+        devices = jax.local_devices()
+        self.batch_size = -(-batch_size // len(devices)) * len(devices)
+        self._mesh = sharding.make_mesh(0, 1, self.batch_size, devices)
         try:
-            self._static, self._params = _rebuild(folder, self.card, params)
+            self._static, shapes = _rebuild(folder, self.card, params)
             if self.card.kind != "text":
                 self._sizes = models.IMAGE_ENCODERS[self.card.architecture["image"]][1]
             if self.card.kind != "image":
                 self.tokenizer = _tokenizer(folder, self.card)
-                self._context = int(self.card.architecture["context"])
+                self.context = int(self.card.architecture["context"])
             if self.card.kind == "dual":
-                self._preparation = _Preparation.of(self.card.preprocessing)
-                wrong = self._sizes.wrong_size(self._preparation.size)
-                if wrong:
-                    raise UserError(f"{folder}/{modelfolder.CARD}: image_size = {self._preparation.size}: {wrong}")
+                self.preprocessing = Preprocessing.of(self.card.preprocessing)
+                if wrong := self._sizes.wrong_size(self.preprocessing.size):
+                    raise UserError(f"{folder}/{modelfolder.CARD}: image_size = {self.preprocessing.size}: {wrong}")
         except (KeyError, TypeError) as error:
             raise UserError(f"{folder}/{modelfolder.CARD}: damaged card: {error}") from error
+        held = {name: params[name] for name in shapes}
+        self.params: dict[str, jax.Array] = jax.device_put(held, sharding.replicated(self._mesh))
         self._functions: dict[str, Any] = {}
+
+    @functools.cached_property
+    def encoders(self) -> Encode:
+        """What evaluators call: images and texts to L2-normalised float32 embeddings, `batch_size` at a time."""
+        self._needs("dual", "encoders")
+        return Encode(self._jitted("encode_image"), self._jitted("encode_text"), self.batch_size)
+
+    def preparation(self, open_store: Callable[[str], Store] = Store.open) -> Preparation:
+        """What an evaluator needs to know of this model. It opens no store whose pixels were prepared otherwise."""
+        self._needs("dual", "preparation")
+        # Not a method of this model: an evaluator outlives it, and would keep its arrays.
+        opened = functools.partial(_opened, open_store, self.folder, self.preprocessing)
+        return Preparation(self.tokenizer, self.context, self.preprocessing.size, opened)
 
     def encode_image(self, images: Sequence[ImageLike] | np.ndarray) -> np.ndarray:
         """Paths, PIL images or uint8 arrays [B, H, W(, C)] -> float32 [B, E], L2-normalised.
@@ -70,7 +96,7 @@ class LoadedModel:
         size with Pillow's bicubic, as evaluation does. Raises UserError for what is no image, by its place.
         """
         self._needs("dual", "encode_image")
-        return self._batched("encode_image", _stacked(images, self._preparation))
+        return self._batched("encode_image", _stacked(images, self.preprocessing))
 
     def encode_text(self, texts: Sequence[str]) -> np.ndarray:
         """Texts -> float32 [B, E], L2-normalised. Texts beyond the context are cut, keeping the end token."""
@@ -83,13 +109,45 @@ class LoadedModel:
                 raise UserError(f"text {place}: {type(text).__name__} is not a text")
         if not texts:
             raise UserError("encode_text: nothing to encode")
-        tokens = self.tokenizer(texts, self._context)
-        # By each text's own length: what a text is encoded with must not change the last digits of its embedding.
-        widths = np.array([width_for(int(eot) + 1, self._context) for eot in tokens.eot], int)
-        embedding_BxE = np.empty((len(texts), self.card.architecture["embed_dim"]), np.float32)
-        for width in np.unique(widths):
-            embedding_BxE[widths == width] = self._batched("encode_text", tokens.ids[widths == width, :width])
-        return embedding_BxE
+        return self.encoders.of_texts(self.params, texts, self.tokenizer, self.context)
+
+    def zero_shot(
+        self,
+        images: Sequence[ImageLike] | np.ndarray,
+        labels: Sequence[str],
+        templates: str | Path | tuple[Sequence[str], Sequence[str]] = "chexzero",
+    ) -> np.ndarray:
+        """Scores float64 [B, K] that each of B images, as encode_image takes them, shows each of K labels.
+
+        templates: a prompt file, shipped (by name) or any (by path), or lists of positive and of negative sentences
+        with "{}" for the label. The rule is CheXzero's, as in the protocol `chexzero`: a softmax over the raw cosines
+        with the label's two averaged prompts.
+
+        This is no calibrated probability. It lies between 0.119 and 0.881, most often close to 0.5, and 0.5 is no
+        threshold: it orders images by one label, and where to cut has to be found on labelled images of other
+        patients (`evaluate --protocol chexzero --validation STORE`). Scores of two labels do not compare.
+
+        Raises UserError for what is no image, a bad prompt file, or a prompt longer than the context.
+        """
+        self._needs("dual", "zero_shot")
+        if isinstance(labels, str) or not len(labels) or not all(isinstance(label, str) for label in labels):
+            raise UserError("zero_shot takes a list of labels, such as ['Edema', 'Pleural Effusion']")
+        if isinstance(templates, str | Path):
+            prompts = prompt_file.load(str(templates))
+        elif len(templates) == 2:
+            prompts = prompt_file.given(*templates)
+        else:
+            raise UserError("zero_shot: templates are a prompt file, or two lists: (positive, negative)")
+        if not prompts.has_negatives:
+            raise UserError(f"{prompts.source}: zero_shot needs prompts for the absence of a label too (negative)")
+        pairs = [prompts.pair(label) for label in labels]
+        groups = [side for pair in pairs for side in (pair.positive, pair.negative)]
+        tokens = PromptTokens.of("zero_shot", groups, self.tokenizer, self.context)
+        prompt_PxE = tokens.embed(self.encoders, self.params)
+        image_BxE = self.encode_image(images).astype(np.float64)
+        image_BxE /= np.linalg.norm(image_BxE, axis=1, keepdims=True)  # to float64's last digit, as evaluators do
+        sides = zip(prompt_PxE[::2], prompt_PxE[1::2], strict=True)
+        return np.stack([probability(image_BxE, positive, negative) for positive, negative in sides], axis=1)
 
     def image_features(self, images: Any) -> np.ndarray:
         """float32 [B, H, W, 3], already normalised -> pooled features [B, D], before projection and L2."""
@@ -108,8 +166,8 @@ class LoadedModel:
         values = np.asarray(ids)
         if values.ndim != 2 or not np.issubdtype(values.dtype, np.integer):
             raise UserError(f"text_features: {values.dtype} {values.shape}; needs token ids [B, T]")
-        if values.shape[1] > self._context:
-            raise UserError(f"text_features: {values.shape[1]} tokens do not fit the context of {self._context}")
+        if values.shape[1] > self.context:
+            raise UserError(f"text_features: {values.shape[1]} tokens do not fit the context of {self.context}")
         if not (values == self.tokenizer.eot).any(axis=1).all():
             raise UserError(f"text_features: every row needs its end token, {self.tokenizer.eot}")
         return self._batched("text_features", values.astype(np.int32))
@@ -118,7 +176,7 @@ class LoadedModel:
     def logit_scale(self) -> float:
         """ln(1 / temperature)."""
         self._needs("dual", "logit_scale")
-        return float(self._params["logit_scale"])
+        return float(self.params["logit_scale"])
 
     def _needs(self, part: str, name: str) -> None:
         if self.card.kind not in ("dual", part):
@@ -127,21 +185,30 @@ class LoadedModel:
     def _batched(self, name: str, values: np.ndarray) -> np.ndarray:
         if len(values) == 0:
             raise UserError(f"{name}: nothing to encode")
-        if name not in self._functions:
-            self._functions[name] = jax.jit(self._function(name))
-        rows = []
+        function, rows = self._jitted(name), []
         for start in range(0, len(values), self.batch_size):
             part = values[start : start + self.batch_size]
             filled = np.concatenate([part, np.repeat(part[:1], self.batch_size - len(part), axis=0)])
-            rows.append(np.asarray(self._functions[name](self._params, filled))[: len(part)])
+            rows.append(np.asarray(function(self.params, filled))[: len(part)])
         return np.concatenate(rows)
 
+    def _jitted(self, name: str) -> Any:
+        if name not in self._functions:
+            whole, split = sharding.replicated(self._mesh), sharding.batch(self._mesh)
+            # Rows stay where they were made, so that the devices never wait for each other.
+            self._functions[name] = jax.jit(self._function(name), in_shardings=(whole, split), out_shardings=split)
+        return self._functions[name]
+
     def _function(self, name: str) -> Any:
+        static, card = self._static, self.preprocessing if self.card.kind == "dual" else None
+
+        # Full float32 on every device: GPUs and TPUs would round products by default, and then what an image is
+        # encoded with shows in its embedding.
+        @jax.default_matmul_precision("highest")
         def features(params: state.Params, values: jax.Array) -> jax.Array:
-            model = state.bind(self._static, params)
-            if name == "encode_image":
-                x = step.normalise(values, self._preparation.mean, self._preparation.std)
-                return l2_normalize(model.encode_image(x))
+            model = state.bind(static, params)
+            if name == "encode_image" and card is not None:
+                return l2_normalize(model.encode_image(step.normalise(values, card.mean, card.std)))
             if name == "encode_text":
                 return l2_normalize(model.encode_text(values))
             tower = getattr(model, name.removesuffix("_features"))
@@ -158,8 +225,9 @@ class _OneTower(nnx.Module):
 
 
 def _rebuild(
-    folder: Path, card: modelfolder.Card, params: dict[str, np.ndarray]
-) -> tuple[state.Static, dict[str, jax.Array]]:
+    folder: Path, card: modelfolder.Card, params: Mapping[str, np.ndarray]
+) -> tuple[state.Static, state.Params]:
+    """The card's model without its arrays, and their shapes, which are those of `params`."""
     numerics = models.Numerics()
     known = {**models.IMAGE_ENCODERS, **models.TEXT_ENCODERS}
     for which in ("image", "text"):
@@ -168,8 +236,10 @@ def _rebuild(
     spec = models.DualSpec(**card.architecture)
 
     def build() -> nnx.Module:
-        whole = models.build(spec, numerics, nnx.Rngs(0))
-        return whole if card.kind == "dual" else _OneTower(card.kind, getattr(whole, card.kind))
+        if card.kind == "dual":
+            return models.build(spec, numerics, nnx.Rngs(0))
+        sizes = spec.image_arch if card.kind == "image" else spec.text_arch
+        return _OneTower(card.kind, known[card.architecture[card.kind]][0](sizes, numerics, nnx.Rngs(0)))
 
     static, parameters, stats = state.abstract(build)
     shapes = {**parameters, **stats}
@@ -177,7 +247,20 @@ def _rebuild(
         found = params[name].shape if name in params else "nothing"
         if found != shape.shape:
             raise UserError(f"{folder}: {name} is {found} in the folder and {shape.shape} in the architecture")
-    return static, {name: jnp.asarray(params[name]) for name in shapes}
+    return static, shapes
+
+
+def _opened(open_store: Callable[[str], Store], folder: Path, preprocessing: Preprocessing, spec: str) -> Store:
+    """The store, if its pixels were prepared as those that the model of `folder` was trained on; else UserError."""
+    store = open_store(spec)
+    theirs = store.manifest["preprocessing"]
+    for rule, ours in sorted(preprocessing.rules.items()):
+        if theirs.get(rule) != ours:
+            raise UserError(
+                f"{spec}: prepared with {rule} = {theirs.get(rule)}, but {folder} was trained on images with {ours}; "
+                "prepare it again alike"
+            )
+    return store
 
 
 def _tokenizer(folder: Path, card: modelfolder.Card) -> Tokenizer:
@@ -189,23 +272,28 @@ def _tokenizer(folder: Path, card: modelfolder.Card) -> Tokenizer:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Preparation:
-    """From decoded pixels to what the model was trained on."""
+class Preprocessing:
+    """From decoded pixels to what the model was trained on.
+
+    size: pixels a side of what the tower reads. rules: how the store's 320 px pixels were made, `resize` and
+    `channels` (1 or 3) among them.
+    """
 
     size: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    rules: Mapping[str, Any]
     resize: str
     channels: int
 
     @classmethod
-    def of(cls, card: dict[str, Any]) -> _Preparation:
-        store = card["store"]
-        channels = 3 if store["colour"] else 1
-        return cls(card["image_size"], tuple(card["mean"]), tuple(card["std"]), store["resize"], channels)
+    def of(cls, card: Mapping[str, Any]) -> Preprocessing:
+        rules = card["store"]
+        channels = 3 if rules["colour"] else 1
+        return cls(card["image_size"], tuple(card["mean"]), tuple(card["std"]), rules, rules["resize"], channels)
 
 
-def _stacked(images: Sequence[ImageLike] | np.ndarray, preparation: _Preparation) -> np.ndarray:
+def _stacked(images: Sequence[ImageLike] | np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
     """uint8 [B, S, S, C] of images that come in any form."""
     single = isinstance(images, str | Path | Image.Image) or (
         isinstance(images, np.ndarray) and (images.ndim < 3 or (images.ndim == 3 and images.shape[-1] in (1, 3)))
@@ -216,13 +304,13 @@ def _stacked(images: Sequence[ImageLike] | np.ndarray, preparation: _Preparation
     for place, image in enumerate(images):
         try:
             stored = pixels.store_pixels(
-                _picture(image), side=SIDE, channels=preparation.channels, resize=preparation.resize
+                _picture(image), side=SIDE, channels=preprocessing.channels, resize=preprocessing.resize
             )
         except RecordError as error:
             raise UserError(f"image {place}: {error.reason}") from error
         except TypeError as error:
             raise UserError(f"image {place}: {error}") from error
-        out = np.empty((preparation.size, preparation.size, preparation.channels), np.uint8)
+        out = np.empty((preprocessing.size, preprocessing.size, preprocessing.channels), np.uint8)
         transforms.resize(stored, out)
         prepared.append(out)
     return np.stack(prepared) if prepared else np.empty((0,), np.uint8)

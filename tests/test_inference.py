@@ -7,7 +7,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import re
 import shutil
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,37 +19,21 @@ import pytest
 from cards import IMAGE, TEXT, VOCABULARY, small_card
 from flax import nnx
 from PIL import Image
+from small_models import SPEC, card, weights
 
 import hybridclip_jax as hc
 from hybridclip_jax import modelfolder, models, state
 from hybridclip_jax.config import CLIP_MEAN, CLIP_STD
+from hybridclip_jax.data.store import Store
 from hybridclip_jax.data.tokenizer import Tokenizer
 from hybridclip_jax.errors import UserError
+from hybridclip_jax.evals import EVALUATORS
 from hybridclip_jax.inference import LoadedModel
-from hybridclip_jax.modelfolder import CARD, Card
+from hybridclip_jax.modelfolder import CARD
 
-SPEC = models.DualSpec(IMAGE, TEXT, context=12, embed_dim=32)
 START, END = VOCABULARY - 2, VOCABULARY - 1
 SIDE = 64
 TEXTS = ["pneumothorax", "no pneumothorax", "the heart is enlarged; " * 20, ""]
-
-
-def weights(spec: models.DualSpec = SPEC) -> dict[str, np.ndarray]:
-    """Random, and large enough that different inputs give clearly different embeddings."""
-    _, shapes, _ = state.abstract(lambda: models.build(spec, models.Numerics(), nnx.Rngs(0)))
-    rng = np.random.default_rng(0)
-    return {
-        name: np.asarray(
-            rng.normal(float(name.endswith("scale")), (leaf.shape[-2:-1] or (4,))[0] ** -0.5, leaf.shape),
-            np.float32,
-        )
-        for name, leaf in shapes.items()
-    }
-
-
-def card(kind: str = "dual", *, colour: bool = False) -> Card:
-    store = {"resize": "pad", "colour": colour}
-    return small_card(kind, context=SPEC.context, embed_dim=SPEC.embed_dim, store=store)
 
 
 @pytest.fixture(scope="module")
@@ -184,6 +170,92 @@ def test_the_scale_and_the_mark_of_phantoms_come_along(model: LoadedModel) -> No
     assert hc.load(str(model.folder)).card == card()
 
 
+# --- what evaluators are given
+
+
+def test_evaluators_and_encode_see_the_same_embeddings(model: LoadedModel, phantom_store: Path) -> None:
+    store, encode = Store.open(f"{phantom_store}:val"), model.encoders
+    assert encode.batch_size == model.batch_size == 8, "4, rounded up to eight devices"
+    preparation = model.preparation()
+    assert (preparation.context, preparation.image_size) == (SPEC.context, SIDE)
+    z = encode.of_store(model.params, preparation.open_store(store.spec), preparation.image_size)
+    np.testing.assert_allclose(z, model.encode_image(store.images(np.arange(len(store)))), atol=1e-6)
+    t = encode.of_texts(model.params, TEXTS, preparation.tokenizer, preparation.context)
+    np.testing.assert_array_equal(t, model.encode_text(TEXTS))
+    assert model.encoders is encode, "one compilation serves all"
+    assert all(len(value.sharding.device_set) == 8 for value in model.params.values())
+
+
+def test_the_whole_batch_is_split_over_the_devices_in_full_float32(model: LoadedModel) -> None:
+    images, ids = np.zeros((8, SIDE, SIDE, 1), np.uint8), np.full((8, 12), END)
+    for function, values in ((model.encoders.images, images), (model.encoders.texts, ids)):
+        lowered = function.lower(model.params, values)
+        products = [line for line in lowered.as_text().splitlines() if "dot_general" in line or "convolution" in line]
+        assert len(products) > 5
+        assert all("HIGHEST" in line for line in products)
+        compiled = lowered.compile()
+        (_, batch), _ = compiled.input_shardings
+        assert batch.shard_shape(values.shape)[0] == 1
+        assert not re.search("all-gather|all-reduce|all-to-all|collective-permute", compiled.as_text())
+
+
+def test_a_store_of_other_pixels_is_not_opened(folder: Path, phantom_store: Path, tmp_path: Path) -> None:
+    modelfolder.save(tmp_path / "colour", weights(), card(colour=True))
+    colour, spec = hc.load(tmp_path / "colour"), f"{phantom_store}:val"
+    message = refusal(lambda: colour.preparation().open_store(spec))
+    says = f"{spec}: prepared with colour = False, but {tmp_path / 'colour'} was trained on images with True"
+    assert message == f"{says}; prepare it again alike"
+
+
+def test_what_evaluators_are_given_lets_the_model_go(folder: Path, phantom_store: Path) -> None:
+    """An ensemble is evaluated one model at a time; each must leave the memory when it is done."""
+    model = hc.load(folder)
+    preparation, alive = model.preparation(), weakref.ref(model)
+    model.encode_text(TEXTS)
+    del model
+    assert alive() is None
+    assert len(preparation.open_store(f"{phantom_store}:val")) > 0
+
+
+# --- zero-shot
+
+
+def softmax_of(image: np.ndarray, positive: np.ndarray, negative: np.ndarray) -> np.ndarray:
+    """The rule again: prompts normalised, averaged, normalised; a softmax over the two cosines."""
+    sides = []
+    for prompts in (positive, negative):
+        mean = np.mean([prompt / np.sqrt(prompt @ prompt) for prompt in prompts.astype(np.float64)], axis=0)
+        sides.append(image.astype(np.float64) @ (mean / np.sqrt(mean @ mean)))
+    return np.exp(sides[0]) / (np.exp(sides[0]) + np.exp(sides[1]))
+
+
+def test_zero_shot_is_the_rule_of_chexzero(model: LoadedModel) -> None:
+    images, labels = [picture(seed) for seed in range(3)], ["Edema", "Pleural_Effusion"]
+    templates = (["{}", "has {}", "a {}"], ["no {}", "not {}"])
+    scores = model.zero_shot(images, labels, templates)
+    assert (scores.shape, scores.dtype) == ((3, 2), np.float64)
+    z = model.encode_image(images)
+    for k, label in enumerate(["edema", "pleural effusion"]):
+        positive, negative = ([text.replace("{}", label) for text in side] for side in templates)
+        wanted = softmax_of(z, model.encode_text(positive), model.encode_text(negative))
+        np.testing.assert_allclose(scores[:, k], wanted, atol=1e-6)
+    assert np.ptp(scores) > 1e-2
+    np.testing.assert_allclose(model.zero_shot(images, labels, templates[::-1]), 1 - scores, atol=1e-12)
+
+
+def test_zero_shot_gives_the_scores_that_evaluate_measures(tmp_path: Path, phantom_store: Path) -> None:
+    spec = dataclasses.replace(SPEC, context=24)  # templates need more than twelve tokens
+    long = small_card("dual", context=24, embed_dim=SPEC.embed_dim, store={"resize": "pad", "colour": False})
+    modelfolder.save(tmp_path / "long", weights(spec), long)
+    model, store = hc.load(tmp_path / "long"), Store.open(f"{phantom_store}:val")
+    for prompts in ("chexzero", "templated"):
+        entry = {"protocol": "chexzero", "data": store.spec, "prompts": prompts}
+        measured = EVALUATORS["chexzero"]("e", entry, model.preparation()).predict(model.encoders, model.params)
+        scores = model.zero_shot(store.images(np.arange(len(store))), measured.columns, prompts)
+        np.testing.assert_allclose(scores, measured.score_NxK, atol=1e-6)
+        assert np.ptp(scores, axis=0).min() > 1e-4
+
+
 # --- runs and folders of one tower
 
 
@@ -212,6 +284,25 @@ def test_one_tower_loads_as_that_tower(model: LoadedModel, tmp_path: Path) -> No
     assert "which has no logit_scale" in refusal(lambda: text.logit_scale)
 
 
+def test_one_tower_is_all_that_is_built_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for table in (models.IMAGE_ENCODERS, models.TEXT_ENCODERS):
+        for name, (build, sizes) in list(table.items()):
+            monkeypatch.setitem(table, name, (functools.partial(noted, name, build), sizes))
+    for kind, tower in (("image", IMAGE), ("text", TEXT)):
+        modelfolder.save(tmp_path / kind, weights(), card(kind))
+        BUILT.clear()
+        hc.load(tmp_path / kind)
+        assert [tower] == BUILT
+
+
+BUILT: list[str] = []
+
+
+def noted(name: str, build: Callable[..., Any], *arguments: Any) -> Any:
+    BUILT.append(name)
+    return build(*arguments)
+
+
 # --- misuse
 
 MISUSE: dict[str, tuple[Callable[[LoadedModel], object], str]] = {
@@ -232,6 +323,18 @@ MISUSE: dict[str, tuple[Callable[[LoadedModel], object], str]] = {
     "one text": (lambda m: m.encode_text("pneumonia"), "encode_text takes a list of texts, not one text"),
     "no text": (lambda m: m.encode_text([]), "encode_text: nothing to encode"),
     "a missing text": (lambda m: m.encode_text(["x", None]), "text 1: NoneType is not a text"),
+    "one label": (lambda m: m.zero_shot([picture()], "Edema"), "zero_shot takes a list of labels, such as ['Edema'"),
+    "no label": (lambda m: m.zero_shot([picture()], []), "zero_shot takes a list of labels"),
+    "no image for a label": (lambda m: m.zero_shot([], ["Edema"]), "encode_image: nothing to encode"),
+    "unknown prompts": (lambda m: m.zero_shot([picture()], ["Edema"], "chexzeroo"), "neither a file nor one of the sh"),
+    "one list of prompts": (lambda m: m.zero_shot([picture()], ["Edema"], (["{}"],)), "two lists: (positive, negative"),
+    "texts for lists": (lambda m: m.zero_shot([picture()], ["Edema"], ("{}", "no {}")), "must be a list of one or mo"),
+    "no negatives": (lambda m: m.zero_shot([picture()], ["Edema"], (["{}"], [])), "prompts for the absence of a label"),
+    "a bare prompt": (lambda m: m.zero_shot([picture()], ["x"], (["a"], ["no {}"])), "template 'a' has no \"{}\" for"),
+    "a long prompt": (
+        lambda m: m.zero_shot([picture()], ["Edema"], (["{}"], ["no {} " * 9])),
+        "does not fit into the context of 12 tokens",
+    ),
     "raw bytes": (
         lambda m: m.image_features(np.zeros((1, 64, 64, 3), np.uint8)),
         "image_features: uint8 (1, 64, 64, 3); needs normalised floats [B, H, W, 3]",
