@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 
-from hybridclip_jax.commands import bench, budget, doctor, prepare, report
+from hybridclip_jax.commands import bench, budget, doctor, embed, evaluate, prepare, report
 from hybridclip_jax.errors import run_or_exit
 
-COMMANDS = {"prepare": prepare, "doctor": doctor, "report": report, "budget": budget, "bench": bench}
+COMMANDS = {
+    "prepare": prepare,
+    "doctor": doctor,
+    "evaluate": evaluate,
+    "embed": embed,
+    "report": report,
+    "budget": budget,
+    "bench": bench,
+}
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -32,6 +41,7 @@ def parse(words: list[str]) -> argparse.Namespace:
     """The command and its flags. A command that reads a config takes `--config.a.b=V` overrides, as main does."""
     parser = build_parser()
     arguments, rest = parser.parse_known_args(words)
+    arguments.command_line = shlex.join(["hybridclip", *words])
     arguments.overrides = [word for word in rest if word.startswith(("--config.", "--noconfig."))]
     unknown = [word for word in rest if word not in arguments.overrides]
     if unknown or (arguments.overrides and "config" not in arguments):

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# The whole product on drawn chest phantoms: prepares a store, trains on it, evaluates, writes the report. Makes its own
-# virtual environment; see launch/venv.sh. Running it again goes on where it was stopped, or says that it is done.
+# The whole product on drawn chest phantoms: prepares a store, trains on it, evaluates the chosen model once on patients
+# that neither trained it nor chose it, writes the reports. Makes its own virtual environment; see launch/venv.sh.
+# Running it again goes on where it was stopped, or says that it is done.
 #
 #   bash launch/demo.sh [--short] [--config.a.b=V ...]
 #
@@ -28,6 +29,14 @@ fi
 "$PYTHON" -m hybridclip_jax.main --config=configs/demo.py --workdir="$workdir" \
   ${overrides[@]+"${overrides[@]}"} "$@"
 
+test="$workdir/test"
+if [[ ! -f "$test/report.html" ]]; then
+  echo
+  "$PYTHON" -m hybridclip_jax.cli evaluate --model "$workdir" --data "$store:test" --protocol chexzero \
+    --prompts templated --examples 4 --out "$test"
+fi
+
 echo
 echo "report: $workdir/report.html (open it in a browser)   curves: $workdir/tb   model: $workdir/best"
+echo "test patients: $test/report.html"
 echo "your own data next: $PYTHON -m hybridclip_jax.cli prepare --help"

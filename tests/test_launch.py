@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from hybridclip_jax import config
+from hybridclip_jax import cli, config
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = [*sorted((ROOT / "launch").glob("*.sh")), ROOT / "launch" / "train.slurm", ROOT / ".ci" / "run"]
@@ -74,7 +74,7 @@ def test_every_check_runs_and_a_failed_one_fails_the_whole(tmp_path: Path, recor
 
 
 @pytest.mark.parametrize(("flags", "name"), [((), "demo"), (("--short",), "demo_short")])
-def test_the_demo_prepares_once_and_trains_each_time(
+def test_the_demo_prepares_once_trains_each_time_and_evaluates_on_test_patients_once(
     tmp_path: Path, recorder: dict[str, str], flags: tuple[str, ...], name: str
 ) -> None:
     shutil.copytree(ROOT / "launch", tmp_path / "launch")
@@ -82,10 +82,12 @@ def test_the_demo_prepares_once_and_trains_each_time(
     done = run(script, *flags, "--config.seed=5", cwd=tmp_path, **recorder)
     assert done.returncode == 0, done.stderr
     assert f"runs/{name}/report.html" in done.stdout
-    (tmp_path / "stores" / name).mkdir()
-    (tmp_path / "stores" / name / "manifest.json").touch()
+    assert f"runs/{name}/test/report.html" in done.stdout
+    for made in (tmp_path / "stores" / name / "manifest.json", tmp_path / "runs" / name / "test" / "report.html"):
+        made.parent.mkdir(parents=True)
+        made.touch()
     run(script, *flags, "--config.seed=5", cwd=tmp_path, **recorder)
-    prepare, train, again = recorded(recorder)
+    prepare, train, evaluate, again = recorded(recorder)
     assert re.fullmatch(
         rf"-m hybridclip_jax.cli prepare --format phantom --seed 1 --count \d+ --out stores/{name}", prepare
     )
@@ -97,6 +99,9 @@ def test_the_demo_prepares_once_and_trains_each_time(
     resolved = config.load(str(ROOT / "configs" / "demo.py"), overrides)
     used = [resolved.data.train, *(entry.data for entry in resolved.evals.values())]
     assert {spec.split(":")[0] for spec in used} == {f"stores/{name}"}
+    words = cli.parse(evaluate.split()[2:])
+    assert (words.command, words.data, words.model) == ("evaluate", f"stores/{name}:test", [Path(f"runs/{name}")])
+    assert words.data not in used, "the test patients neither train nor choose"
 
 
 def test_a_demo_that_fails_says_so(tmp_path: Path, recorder: dict[str, str]) -> None:

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import base64
 import contextlib
-import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import PIL.Image
-
 from hybridclip_jax.data.audit import Show, examine, open_all
 from hybridclip_jax.data.store import Store
+from hybridclip_jax.data.thumbnail import data_url
 from hybridclip_jax.errors import UserError
 from hybridclip_jax.logs import Bars, table
 from hybridclip_jax.report.audit import NOT_COMPARABLE, Plate, audit_page, near_copies, share
@@ -23,7 +20,6 @@ HELP = "audit stores, alone and against each other; exit code 2 when two splits 
 EXAMPLE = "hybridclip doctor stores/train stores/test --json audit.json --html audit.html"
 
 _UNITS = {"checksum": "record", "describe": "image", "compare": "pair"}
-_THUMBNAIL = 128  # pixels
 _MOST_PLATES = 24
 _SAMPLES = 6
 
@@ -197,32 +193,24 @@ def _plates(audit: Mapping[str, Any], stores: Sequence[Store]) -> dict[str, list
     return {
         "Near copies, the first of them": [
             Plate(
-                (_thumbnail(by_name[a], copy["a"]["record"]), _thumbnail(by_name[b], copy["b"]["record"])),
+                (data_url(by_name[a], copy["a"]["record"]), data_url(by_name[b], copy["b"]["record"])),
                 f"{a} row {copy['a']['source_row']}, {b} row {copy['b']['source_row']}: {copy['correlation']:.3f}",
             )
             for a, b, copy in near_copies(audit)[:_MOST_PLATES]
         ],
         "Equal images, the first of them": [
             Plate(
-                (_thumbnail(by_name[name], group[0]["record"]),),
+                (data_url(by_name[name], group[0]["record"]),),
                 f"{name} rows {', '.join(str(where['source_row']) for where in group[:4])}"
                 + (", ..." if len(group) > 4 else ""),
             )
             for name, group in copies[:_MOST_PLATES]
         ],
         "Some of each split": [
-            Plate([_thumbnail(store, row) for row in _some(len(store))], name) for name, store in by_name.items()
+            Plate([data_url(store, row) for row in _some(len(store))], name) for name, store in by_name.items()
         ],
     }
 
 
 def _some(n: int) -> Iterable[int]:
     return range(0, n, max(n // _SAMPLES, 1))[:_SAMPLES]
-
-
-def _thumbnail(store: Store, row: int) -> str:
-    pixels = store.image(row)
-    image = PIL.Image.fromarray(pixels[..., 0] if store.channels == 1 else pixels)
-    file = io.BytesIO()
-    image.resize((_THUMBNAIL, _THUMBNAIL), PIL.Image.Resampling.BICUBIC).save(file, "JPEG", quality=85)
-    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
