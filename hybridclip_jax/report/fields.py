@@ -1,17 +1,16 @@
-"""What a run's files must hold before a page is made of them: the one place where a hand's slip is found."""
+"""Whether a JSON value has the shape that a page needs, and where it does not: the first fault, in words."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, TypeAlias
-
-from hybridclip_jax.errors import UserError
 
 # A run's values are float32 at most; further out, the sums behind a chart's axis overflow.
 LARGEST = 1e100
+_DATA_URL = r"data:image/(jpeg|png);base64,[A-Za-z0-9+/=]+"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,107 +64,12 @@ INTERVAL = Plain(
 
 LIST = Plain("a list", lambda value: isinstance(value, list))
 TEXTS = Plain("a list of texts", lambda value: isinstance(value, list) and all(isinstance(v, str) for v in value))
-
-CONFIG: Shape = {
-    "steps": COUNT,
-    "batch_size": COUNT,
-    "model": {"image": {"arch": TEXT}, "text": {"arch": TEXT}},
-    "data": {"train": TEXT},
-    "evals": Each({"protocol": TEXT, "data": TEXT}),
-}
-BEST: Shape = {
-    "step": WHOLE,
-    "metric": TEXT,
-    "value": NUMBER,
-    "interval": Maybe(INTERVAL),
-    "runner_up": Maybe({"step": WHOLE, "value": NUMBER}),
-    "why": Maybe(TEXT),
-}
-STORE = Maybe({"spec": TEXT, "records": Maybe(WHOLE), "patients": Maybe(WHOLE), "synthetic": Maybe(FLAG)})
-SUMMARY: Shape = {
-    "step": WHOLE,
-    "finished": FLAG,
-    "exit": Maybe(TEXT),
-    "wall_s": Maybe(NUMBER),
-    "pairs_per_s": Maybe(NUMBER),
-    "pf_days_model": Maybe(NUMBER),
-    "pf_days_capacity": Maybe(NUMBER),
-    "mfu": Maybe(NUMBER),
-    "attempts": Maybe(WHOLE),
-    "parameters": Maybe(Each({"count": WHOLE, "trainable": WHOLE})),
-    "devices": Maybe({"kind": TEXT, "count": WHOLE}),
-    "data": Maybe({"train": STORE, "evals": Maybe(Each(STORE))}),
-    "versions": Maybe(Each(TEXT)),
-    "command": Maybe(TEXT),
-    "warnings": Maybe(TEXTS),
-}
-# What the page shows of an audit; it holds more.
-AUDIT: Shape = {
-    "splits": Items(
-        {
-            "name": TEXT,
-            "records": WHOLE,
-            "studies": WHOLE,
-            "patients": WHOLE,
-            "patients_known": FLAG,
-            "tokens": {"median": NUMBER, "beyond": Each(WHOLE)},
-            "images": {"distinct": WHOLE, "constant": LIST, "duplicates": LIST},
-            "texts": {"without": WHOLE, "studies_with_a_repeated_text": WHOLE},
-            "near_copies": Maybe(LIST),
-        }
-    ),
-    "pairs": Items(
-        {
-            "a": TEXT,
-            "b": TEXT,
-            **dict.fromkeys(("patients", "studies", "images"), Maybe(WHOLE)),
-            **dict.fromkeys(("ids_why", "images_why"), Maybe(TEXT)),
-            "texts": WHOLE,
-            "near_copies": Maybe(LIST),
-        }
-    ),
-    "problems": TEXTS,
-}
-# Of a line of metrics.jsonl what the report draws, by its name or by what stands before its "/". An evaluator may log
-# more, of any kind.
-LINE: Mapping[str, Shape] = {
-    "step": WHOLE,
-    "split": TEXT,
-    **dict.fromkeys(("loss", "wall_s", "pairs_per_s", "step_ms", "input_wait_ms"), Maybe(NUMBER)),
-    **dict.fromkeys(("tflops", "mfu", "pf_days_model", "pf_days_capacity"), Maybe(NUMBER)),
-    **dict.fromkeys(("auroc", "auroc_lo", "auroc_hi"), Maybe(NUMBER)),
-    "auroc_why": Maybe(TEXT),
-}
-# By file: its shape, and what to do where the file does not have it.
-WRITTEN_AT_START = "restore it, or delete it and give the command that trains once more, which writes it"
-FILES = {
-    "config.json": (CONFIG, "restore it, or train anew in another --workdir"),
-    "best.json": (BEST, "restore it, or delete it: the report then shows the last evaluation"),
-    "summary.json": (SUMMARY, WRITTEN_AT_START),
-    "audit.json": (AUDIT, WRITTEN_AT_START),
-}
-
-
-def read(path: Path) -> dict[str, Any]:
-    """The object in one of FILES; empty where there is no such file. Raises UserError naming file and field."""
-    if not path.is_file():
-        return {}
-    shape, remedy = FILES[path.name]
-    try:
-        body = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not JSON ({error}); {remedy}") from None
-    if wrong := fault(body, shape):
-        raise UserError(f"{path}: {wrong}; {remedy}")
-    return body
-
-
-def check_line(path: Path, line: Mapping[str, Any]) -> None:
-    """Raises UserError where a line of metrics.jsonl has a value that is not of its kind."""
-    kinds = {name: LINE.get(name.partition("/")[0]) for name in line}
-    if wrong := fault(line, {name: kind for name, kind in kinds.items() if kind is not None}):
-        where = f"step {_shown(line['step'])}, split {_shown(line['split'])}"
-        raise UserError(f"{path}: the line of {where}: {wrong}; delete that line")
+NUMBERS = Plain("a list of numbers", lambda value: isinstance(value, list) and all(map(_is_number, value)))
+# Nothing else may be shown: a page loads nothing.
+PICTURE = Plain(
+    "an image as a data: URL", lambda value: isinstance(value, str) and re.fullmatch(_DATA_URL, value) is not None
+)
+OBJECT = Plain("an object", lambda value: isinstance(value, dict))
 
 
 def fault(value: Any, shape: Shape) -> str:
@@ -181,14 +85,14 @@ def _fault(value: Any, shape: Shape, field: str) -> str:
     if isinstance(shape, Maybe):
         return "" if value is None else _fault(value, shape.shape, field)
     if isinstance(shape, Plain):
-        return "" if shape.fits(value) else f"{field} is {_shown(value)}; it must be {shape.words}"
+        return "" if shape.fits(value) else f"{field} is {shown(value)}; it must be {shape.words}"
     if isinstance(shape, Items):
         if not isinstance(value, list):
-            return f"{field} is {_shown(value)}; it must be a list"
+            return f"{field} is {shown(value)}; it must be a list"
         faults = (_fault(item, shape.shape, f"{field}[{i}]") for i, item in enumerate(value))
         return next(filter(None, faults), "")
     if not isinstance(value, dict):
-        return f"{field} is {_shown(value)}; it must be an object" if field else "holds no JSON object"
+        return f"{field} is {shown(value)}; it must be an object" if field else "holds no JSON object"
     parts = dict.fromkeys(value, shape.shape) if isinstance(shape, Each) else shape
     for name, part in parts.items():
         full = f"{field}.{name}" if field else name
@@ -199,6 +103,7 @@ def _fault(value: Any, shape: Shape, field: str) -> str:
     return ""
 
 
-def _shown(value: object) -> str:
-    shown = json.dumps(value, ensure_ascii=False)
-    return shown if len(shown) <= 40 else f"{shown[:37]}..."
+def shown(value: object) -> str:
+    """The value as JSON, cut where it is long."""
+    said = json.dumps(value, ensure_ascii=False)
+    return said if len(said) <= 40 else f"{said[:37]}..."

@@ -6,7 +6,7 @@ import html
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-VOID = {"meta", "br", "img", "line", "path", "circle", "rect"}
+VOID = {"meta", "br", "wbr", "img", "line", "path", "circle", "rect"}
 
 
 class Markup(str):
@@ -25,7 +25,7 @@ def element(name: str, /, *children: object, **attributes: object) -> Markup:
         if value is not None
     )
     if name in VOID:
-        return Markup(f"<{name}{shown}>" if name in ("meta", "br") else f"<{name}{shown}/>")
+        return Markup(f"<{name}{shown}>" if name in ("meta", "br", "wbr") else f"<{name}{shown}/>")
     return Markup(f"<{name}{shown}>{join(children)}</{name}>")
 
 
@@ -42,6 +42,12 @@ def _child(child: Any) -> str:
     if isinstance(child, (list, tuple)):
         return join(child)
     return html.escape(str(child))
+
+
+def breakable(name: str) -> Markup:
+    """A name such as val/auroc/mean, which may be broken behind each slash."""
+    first, *more = name.split("/")
+    return join([first, *(join(["/", element("wbr"), part]) for part in more)])
 
 
 def pairs(rows: Sequence[tuple[str, str]]) -> Markup:

@@ -10,30 +10,26 @@ from typing import Any
 from hybridclip_jax import chance
 from hybridclip_jax.errors import UserError
 from hybridclip_jax.logs import METRICS_FILE, read_metrics
-from hybridclip_jax.report import fields
+from hybridclip_jax.report import shapes
+from hybridclip_jax.report.values import COUNTS, read
 from hybridclip_jax.report.words import number
 
-SUMMARIES = ("mean", "mean5", "n_labels")  # what stands beside the labels under auroc/
+AUROC_SUMMARIES = ("mean", "mean5", COUNTS)  # what stands beside the labels under auroc/
 
 
 def evaluations(metrics: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
-    """The lines of each evaluation by its name, by rising step, where it measured an AUROC."""
+    """The lines of each evaluation by its name, by rising step."""
     found: dict[str, list[Mapping[str, Any]]] = {}
     for line in sorted(metrics, key=lambda line: line["step"]):
-        if line["split"].startswith("eval/") and any(name.startswith("auroc/") for name in line):
+        if line["split"].startswith("eval/") and any("/" in name for name in line):
             found.setdefault(line["split"].removeprefix("eval/"), []).append(line)
     return found
 
 
 def labels(lines: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The label names of an evaluation's lines, in the order they were written."""
-    names: dict[str, None] = {}
-    for line in lines:
-        for key in line:
-            kind, _, name = key.partition("/")
-            if kind in ("auroc", "auroc_why") and name and name not in SUMMARIES:
-                names[name] = None
-    return list(names)
+    """The names of the labels that an evaluation's lines have an AUROC of, in the order they were written."""
+    names = dict.fromkeys(value.rest for line in lines for value in read(line) if value.kind == "auroc")
+    return [name for name in names if name not in AUROC_SUMMARIES]
 
 
 def value_or_why(line: Mapping[str, Any] | None, name: str) -> tuple[float | None, str]:
@@ -57,7 +53,7 @@ def at_step(lines: Sequence[Mapping[str, Any]], step: int | None) -> Mapping[str
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """The files of a run's folder, each of its shape in `fields`; those after `metrics` are empty until written."""
+    """The files of a run's folder, each of its shape in `shapes`; those after `metrics` are empty until written."""
 
     workdir: Path
     config: dict[str, Any]
@@ -65,6 +61,7 @@ class Run:
     best: dict[str, Any]
     summary: dict[str, Any]
     audit: dict[str, Any]
+    uses: list[dict[str, Any]]  # by `evaluate`
 
     @classmethod
     def read(cls, workdir: Path) -> Run:
@@ -76,14 +73,21 @@ class Run:
         if not metrics:
             raise UserError(f"{workdir / METRICS_FILE}: no step is logged yet; let the run reach its first logged step")
         for line in metrics:
-            fields.check_line(workdir / METRICS_FILE, line)
+            shapes.check_line(workdir / METRICS_FILE, line)
         names = ("config", "best", "summary", "audit")
-        config, best, summary, audit = (fields.read(workdir / f"{name}.json") for name in names)
-        return cls(workdir, config, metrics, best, summary, audit)
+        config, best, summary, audit = (shapes.read(workdir / f"{name}.json") for name in names)
+        return cls(workdir, config, metrics, best, summary, audit, shapes.read_uses(workdir / "evaluated.jsonl"))
 
     @property
     def name(self) -> str:
         return self.workdir.resolve().name
+
+    @property
+    def metric(self) -> str:
+        """`<evaluation>/<kind>/<rest>`, by which the step is chosen; empty where none is."""
+        select = self.config.get("select")
+        named = select.get("metric") if isinstance(select, dict) else ""
+        return str(self.best.get("metric") or named or "")
 
     @property
     def train(self) -> list[dict[str, Any]]:

@@ -1,69 +1,60 @@
-"""The page's tables: AUROC by label, data, speed and work, machine, config, and how to run it again."""
+"""The tables of a run's page: evaluations, data, speed and work, machine, config, and how to run it again."""
 
 from __future__ import annotations
 
+import collections
 import statistics
 from collections.abc import Mapping
 from typing import Any
 
 from hybridclip_jax.logs import duration
 from hybridclip_jax.report.audit import pairs_table, splits_table
-from hybridclip_jax.report.markup import Markup, element, pairs, table
-from hybridclip_jax.report.run import Run, at_step, evaluations, labels, shown_step, value_or_why
-from hybridclip_jax.report.words import count, figures, number, text
+from hybridclip_jax.report.markup import Markup, element, join, pairs, table
+from hybridclip_jax.report.run import Run, at_step, evaluations, shown_step
+from hybridclip_jax.report.scores import measured, scores
+from hybridclip_jax.report.values import headline, read
+from hybridclip_jax.report.words import count, decimal, figures, flatten, moment, number, text
 
 
-def labels_section(run: Run) -> Markup:
+def evaluations_section(run: Run, *, unverified: bool) -> Markup:
     evals = evaluations(run.metrics)
     step = shown_step(run.best, evals)
     if step is None:
-        return element("section", element("h2", "AUROC by label"), element("p", "No AUROC has been logged."))
+        return element("section", element("h2", "Evaluations"), element("p", "No evaluation has been logged."))
+    described = run.summary.get("evaluations") or {}
     parts = []
     for name, lines in evals.items():
         line = at_step(lines, step)
-        rows = [_label_row(line, label, label) for label in labels(lines)]
-        averaged = count((line or {}).get("auroc/n_labels"))
-        for key, title in (("mean", f"mean of {averaged}"), ("mean5", "mean of the five competition labels")):
-            if line is not None and f"auroc/{key}" in line:
-                rows.append(_label_row(line, key, title, class_="total"))
-        protocol = run.config["evals"].get(name, {}).get("protocol")
-        head = [
-            element("th", "label"),
-            element("th", "AUROC", class_="n"),
-            element("th", "0 to 1", class_="bars"),
-            element("th", "interval or reason"),
-        ]
-        said = element("p", f"protocol {protocol}", class_="note") if protocol else None
-        parts.append(element("section", element("h3", name), said, table(element("tr", head), rows)))
-    title = element("h2", f"AUROC by label at step {step:,}")
-    return element("section", title, element("div", parts, class_="beside"))
+        info = described.get(name) or _from_config(run.config["evals"].get(name))
+        shown = element("p", "Not evaluated at this step.")
+        if line is not None:
+            said = element("p", measured(info), class_="quiet") if info else None
+            shown = join([said, scores(line, info, unverified=unverified)])
+        parts.append(element("section", element("h3", name), shown))
+    return element("section", element("h2", f"Evaluations at step {step:,}"), parts)
 
 
-def _label_row(line: Mapping[str, Any] | None, key: str, title: str, class_: str | None = None) -> Markup:
-    value, why = value_or_why(line, key)
-    low, high = (number((line or {}).get(f"auroc_{end}/{key}")) for end in ("lo", "hi"))
-    if value is not None and low is not None and high is not None:
-        why = f"{low:.3f}\N{NO-BREAK SPACE}to\N{NO-BREAK SPACE}{high:.3f}"
-    cells = [
-        element("th", title, scope="row"),
-        element("td", "n/a" if value is None else f"{value:.3f}", class_="n"),
-        element("td", None if value is None else _bar(value), class_="bars"),
-        element("td", why, class_="why"),
-    ]
-    return element("tr", cells, class_=class_)
+def _from_config(entry: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What can be said of an evaluation that the summary does not describe."""
+    return {} if entry is None else {"protocol": entry["protocol"], "data": entry["data"]}
 
 
-def _bar(value: float) -> Markup:
-    """The AUROC as a bar from 0 to 1 with chance as a tick."""
-    return element(
-        "svg",
-        element("rect", x=0, y=2, width=130, height=6),
-        element("rect", x=0, y=2, width=round(130 * min(max(value, 0.0), 1.0), 1), height=6, class_="fill"),
-        element("line", x1=65, x2=65, y1=0, y2=10),
-        viewBox="0 0 130 10",
-        class_="bar",
-        aria_hidden="true",
-    )
+def uses_section(run: Run) -> Markup | None:
+    """Each time that `evaluate` used a model of the run: a test set looked at often is none."""
+    if not run.uses:
+        return None
+    head = element("tr", [element("th", title) for title in ("when", "step", "protocol", "on", "values")])
+    rows = []
+    for use in run.uses:
+        said = [f"{value.name} {decimal(value.value)}" for value in headline(read(use.get("values") or {}))]
+        step = "" if use.get("step") is None else count(use["step"])
+        cells = [element("td", cell) for cell in (moment(use["when"]), step, use["protocol"], use["data"])]
+        rows.append(element("tr", cells, element("td", ", ".join(said), class_="source")))
+    stores = collections.Counter(use["data"] for use in run.uses)
+    again = [f"{data} {times} times" for data, times in stores.items() if times > 1]
+    note = f"Used more than once: {', '.join(again)}. A choice made after a look at the test set is not tested by it."
+    section = [element("h2", "Uses by evaluate"), table(head, rows)]
+    return element("section", section, element("p", note, class_="note") if again else None)
 
 
 def data_section(run: Run) -> Markup:
@@ -104,6 +95,7 @@ def work_section(run: Run) -> Markup:
         return f"{statistics.median(values):,.4g} {unit}" if values else "not recorded"
 
     mfu = run.last("mfu")
+    share = run.summary.get("eval_share") or {}
     rate = number(run.summary.get("pairs_per_s"))
     rows = [
         ("pairs per second", f"{rate:,.4g}" if rate is not None else median("pairs_per_s", "(median)")),
@@ -114,10 +106,17 @@ def work_section(run: Run) -> Markup:
         ("PF-days of device capacity used", figures(run.last("pf_days_capacity"))),
         ("their ratio (MFU)", "not known for this device" if mfu is None else f"{mfu:.1%}"),
         ("wall time", "not recorded" if (wall := run.last("wall_s")) is None else duration(wall)),
+        ("evaluation, of that", _share(share.get("wall"))),
+        ("evaluation, of all FLOPs", _share(share.get("flops"))),
         ("attempts", count(run.summary.get("attempts"))),
     ]
     note = "One PF-day is 8.64e19 floating-point operations; a multiply-add counts as two. Training alone."
     return element("section", element("h2", "Speed and work"), pairs(rows), element("p", note, class_="note"))
+
+
+def _share(value: object) -> str:
+    found = number(value)
+    return "not recorded" if found is None else f"{found:.1%}"
 
 
 def machine_section(run: Run) -> Markup:
@@ -160,14 +159,3 @@ def reproduce_section(run: Run) -> Markup:
         return element("section", element("h2", "To reproduce"), said)
     note = "The config above is what that command resolved to; seed and stores are among its fields."
     return element("section", element("h2", "To reproduce"), element("pre", command), element("p", note, class_="note"))
-
-
-def flatten(config: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    """[("optim.name", "sgd"), ...] in the config's order; an empty group stands as {}."""
-    rows: list[tuple[str, Any]] = []
-    for key, value in config.items():
-        if isinstance(value, dict) and value:
-            rows += flatten(value, f"{prefix}{key}.")
-        else:
-            rows.append((f"{prefix}{key}", value))
-    return rows

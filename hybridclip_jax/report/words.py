@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
+from typing import Any
 
 
 def number(value: object) -> float | None:
@@ -27,3 +29,42 @@ def figures(value: object) -> str:
 def text(value: object) -> str:
     """A word as it stands, anything else (also the empty word) as JSON."""
     return value if isinstance(value, str) and value else json.dumps(value, ensure_ascii=False)
+
+
+def decimal(value: float | int | None) -> str:
+    """Three decimals, or four figures where the value is no share or score; a whole number as it is."""
+    if value is None:
+        return "n/a"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:.3f}" if abs(value) < 10 else f"{value:,.4g}"
+
+
+def interval(low: float | None, high: float | None) -> str:
+    """Both ends on one line, an undefined one as n/a; nothing where there is neither."""
+    if low is None and high is None:
+        return ""
+    return f"{decimal(low)}\N{NO-BREAK SPACE}to\N{NO-BREAK SPACE}{decimal(high)}"
+
+
+def moment(when: str) -> str:
+    """An ISO date and time as people write them."""
+    return when.replace("T", " ").replace("+00:00", "\N{NO-BREAK SPACE}UTC")
+
+
+def plural(n: int, noun: str) -> str:
+    """plural(2, "image") is "2 images"; a noun in -y gets -ies."""
+    if n == 1:
+        return f"1 {noun}"
+    return f"{n:,} {noun[:-1]}ies" if noun.endswith("y") else f"{n:,} {noun}s"
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """[("optim.name", "sgd"), ...] in the config's order; an empty group stands as {}."""
+    rows: list[tuple[str, Any]] = []
+    for key, value in config.items():
+        if isinstance(value, dict) and value:
+            rows += flatten(value, f"{prefix}{key}.")
+        else:
+            rows.append((f"{prefix}{key}", value))
+    return rows
