@@ -253,6 +253,7 @@ def test_every_package_that_is_imported_is_required() -> None:
         "PIL": "pillow",
         "absl": "absl-py",
         "orbax": "orbax-checkpoint",
+        "sklearn": "scikit-learn",
         "tensorflow_datasets": "tensorflow-datasets",
     }
     roots = set(
