@@ -52,8 +52,8 @@ class LoadedModel:
     def __init__(self, folder: Path, batch_size: int) -> None:
         if batch_size < 1:
             raise UserError(f"batch_size = {batch_size}: must be at least 1")
-        params, self.card = modelfolder.load(folder)
-        self.folder, self.fingerprint = folder, modelfolder.stated_fingerprint(folder)
+        params, self.card, self.fingerprint = modelfolder.read(folder)
+        self.folder = folder
         self.synthetic = self.card.synthetic
         devices = jax.local_devices()
         self.batch_size = -(-batch_size // len(devices)) * len(devices)
@@ -66,7 +66,7 @@ class LoadedModel:
                 self.tokenizer = _tokenizer(folder, self.card)
                 self.context = int(self.card.architecture["context"])
             if self.card.kind == "dual":
-                self.preprocessing = Preprocessing.of(self.card.preprocessing)
+                self.preprocessing = Preprocessing.of(folder, self.card.preprocessing)
                 if wrong := self._sizes.wrong_size(self.preprocessing.size):
                     raise UserError(f"{folder}/{modelfolder.CARD}: image_size = {self.preprocessing.size}: {wrong}")
         except (KeyError, TypeError) as error:
@@ -253,7 +253,7 @@ def _rebuild(
 def _opened(open_store: Callable[[str], Store], folder: Path, preprocessing: Preprocessing, spec: str) -> Store:
     """The store, if its pixels were prepared as those that the model of `folder` was trained on; else UserError."""
     store = open_store(spec)
-    theirs = store.manifest["preprocessing"]
+    theirs = store.manifest.get("preprocessing", {})
     for rule, ours in sorted(preprocessing.rules.items()):
         if theirs.get(rule) != ours:
             raise UserError(
@@ -264,7 +264,10 @@ def _opened(open_store: Callable[[str], Store], folder: Path, preprocessing: Pre
 
 
 def _tokenizer(folder: Path, card: modelfolder.Card) -> Tokenizer:
-    tokenizer = Tokenizer(card.tokenizer["vocab_size"])
+    try:
+        tokenizer = Tokenizer(card.tokenizer["vocab_size"])
+    except UserError as error:
+        raise UserError(f"{folder}/{modelfolder.CARD}: tokenizer: {error}") from error
     for key, ours in tokenizer.card().items():
         if card.tokenizer[key] != ours:
             raise UserError(f"{folder}: was made with tokenizer {key} = {card.tokenizer[key]}, this program has {ours}")
@@ -287,8 +290,12 @@ class Preprocessing:
     channels: int
 
     @classmethod
-    def of(cls, card: Mapping[str, Any]) -> Preprocessing:
+    def of(cls, folder: Path, card: Mapping[str, Any]) -> Preprocessing:
+        """Raises UserError, or KeyError, for a card of `folder` that names no known preparation."""
         rules = card["store"]
+        if rules["resize"] not in pixels.RESIZE:
+            said = f"preprocessing.store.resize = {rules['resize']!r}: must be one of {', '.join(pixels.RESIZE)}"
+            raise UserError(f"{folder}/{modelfolder.CARD}: {said}")
         channels = 3 if rules["colour"] else 1
         return cls(card["image_size"], tuple(card["mean"]), tuple(card["std"]), rules, rules["resize"], channels)
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from hybridclip_jax import modelcard
 from hybridclip_jax.errors import StorageError, UserError
 
 FORMAT_VERSION = 1
@@ -70,12 +72,44 @@ def save(folder: Path, params: Mapping[str, Any], card: Card) -> str:
     held = {name: np.asarray(value, order="C") for name, value in params.items() if name.startswith(TOWERS[card.kind])}
     mark = fingerprint(held)
     body = {"format_version": FORMAT_VERSION, **dataclasses.asdict(card), "fingerprint": mark}
-    partial, old = (folder.with_name(folder.name + ending) for ending in (".partial", ".old"))
-    try:
-        shutil.rmtree(partial, ignore_errors=True)
+    with _whole(folder) as partial:
         partial.mkdir(parents=True)
         save_file(held, partial / WEIGHTS)
         (partial / CARD).write_text(json.dumps(body, indent=2, sort_keys=True) + "\n")
+    return mark
+
+
+def link(source: Path, folder: Path) -> None:
+    """Makes `folder` the model of `source` without its bytes being written again, where the disk has hard links.
+
+    `folder` appears whole or not at all, as with `save`. Raises StorageError when the disk refuses.
+    """
+    with _whole(folder) as partial:
+        shutil.copytree(source, partial, copy_function=_link_or_copy)
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # some file systems of clusters and clouds have none
+        shutil.copyfile(source, target)
+
+
+def temporary(folder: Path) -> tuple[Path, Path]:
+    """What a kill may leave beside `folder`: the new one in the making, the old one on its way out.
+
+    A leading dot keeps both out of a shell's `kept/*`.
+    """
+    return folder.with_name(f".{folder.name}.partial"), folder.with_name(f".{folder.name}.old")
+
+
+@contextlib.contextmanager
+def _whole(folder: Path) -> Iterator[Path]:
+    """A path to make a model folder at, which then takes the place of `folder`; StorageError where it cannot."""
+    partial, old = temporary(folder)
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        yield partial
         for path in (partial / WEIGHTS, partial / CARD, partial):
             _sync(path)
         shutil.rmtree(old, ignore_errors=True)
@@ -91,7 +125,6 @@ def save(folder: Path, params: Mapping[str, Any], card: Card) -> str:
         shutil.rmtree(partial, ignore_errors=True)
         raise StorageError(f"{folder}: the model could not be written: {error}") from error
     shutil.rmtree(old, ignore_errors=True)
-    return mark
 
 
 def _sync(path: Path) -> None:
@@ -103,8 +136,22 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
+class Held(NamedTuple):
+    """What a folder held when it was read; a run that goes on may put another model in its place."""
+
+    params: dict[str, np.ndarray]
+    card: Card
+    fingerprint: str
+
+
 def load(folder: str | Path) -> tuple[dict[str, np.ndarray], Card]:
     """(parameters and statistics, card). Raises UserError for a missing, damaged, altered or newer folder."""
+    held = read(folder)
+    return held.params, held.card
+
+
+def read(folder: str | Path) -> Held:
+    """`load`, with the fingerprint of what was loaded."""
     folder = Path(folder)
     if not (folder / CARD).is_file():
         raise UserError(f"{folder}: not a model folder (no {CARD}); name one, such as the best/ of a run")
@@ -117,16 +164,18 @@ def load(folder: str | Path) -> tuple[dict[str, np.ndarray], Card]:
                 "use the version of hybridclip_jax that wrote it, or a newer one"
             )
         expected = body.pop("fingerprint")
+        if wrong := modelcard.problem(body):
+            raise UserError(f"{folder}/{CARD}: {wrong}")
         card = Card(**body)
         if card.kind not in TOWERS:
             raise ValueError(f"kind is {card.kind!r}, not one of {', '.join(TOWERS)}")
         params = load_file(folder / WEIGHTS)
-    except (ValueError, KeyError, TypeError, AttributeError, OSError, SafetensorError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OSError, SafetensorError) as error:
         reason = f"{error} is missing" if isinstance(error, KeyError) else error
         raise UserError(f"{folder}: damaged model folder: {reason}") from error
     if fingerprint(params) != expected:
         raise UserError(f"{folder}/{WEIGHTS}: the weights are not those of the card (fingerprint differs)")
-    return params, card
+    return Held(params, card, expected)
 
 
 class Tower(NamedTuple):
@@ -150,7 +199,7 @@ def tower(
 
     Raises UserError naming both sides when the architecture, the preprocessing, the tokenizer or a shape differs.
     """
-    params, card = load(folder)
+    params, card, mark = read(folder)
     if card.kind not in ("dual", which):
         raise UserError(f"{folder}: holds a {card.kind} tower, model.{which}.weights needs {which}")
     found = card.architecture.get(which)
@@ -172,7 +221,7 @@ def tower(
         if have != need:
             remedy = _context_remedy(have, need) if name == POSITIONS else ""
             raise UserError(f"{folder}: {name} is {have} in the folder and {need} in this model{remedy}")
-    return Tower(held, stated_fingerprint(folder), card.licence)
+    return Tower(held, mark, card.licence)
 
 
 def _context_remedy(have: Any, need: Any) -> str:

@@ -14,8 +14,9 @@ from hybridclip_jax.errors import StorageError, UserError
 
 CONFIG, LOCK = "config.json", ".lock"
 METRICS, CHECKPOINTS = "metrics.jsonl", "checkpoints"
-# Fields that may differ between attempts: a run may move to other devices and disks, or be told to go on at chance.
-MAY_CHANGE = ("mesh.", "watchdog.", "data.stage_dir")
+# Fields that may differ between attempts: a run may move to other devices and disks, or be told to go on at chance or
+# although nothing got better.
+MAY_CHANGE = ("mesh.", "watchdog.", "data.stage_dir", "select.patience")
 
 
 def refuse_another(workdir: Path, config_text: str) -> None:
@@ -29,7 +30,7 @@ def refuse_another(workdir: Path, config_text: str) -> None:
         earlier = _flat(json.loads(path.read_text()))
     except OSError as error:
         raise StorageError(f"{path}: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: damaged ({error}); use another --workdir") from error
     now = _flat(json.loads(config_text))
     changed = [k for k in sorted(earlier.keys() | now.keys()) if earlier.get(k) != now.get(k)]
@@ -79,7 +80,7 @@ def read_json(path: Path) -> Any:
     """The file's value, or None where there is none that can be read."""
     try:
         return json.loads(path.read_text())
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, ValueError, RecursionError):
         return None
 
 

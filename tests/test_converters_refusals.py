@@ -293,12 +293,18 @@ FOLDS: dict[str, tuple[Made, str]] = {
     "a parameter lost": (without_a_parameter, "text/norm/bias is nothing in the folder and (64,) in the architecture"),
     "a parameter of another shape": (of_another_shape, "text/norm/bias is (3,) in the folder and (64,)"),
     "an unknown tower": (edit(architecture={"text": "bert"}), "unknown text architecture 'bert'"),
-    "a tower that is a list": (edit(architecture={"text": ["test_text"]}), "unknown text architecture"),
+    "a tower that is a list": (
+        edit(architecture={"text": ["test_text"]}),
+        "architecture.text = ['test_text']: must be text",
+    ),
     "another context": (
         edit(architecture={"context": 512}),
         "text/pos_embedding is (77, 64) in the folder and (512, 64)",
     ),
-    "a context in words": (edit(architecture={"context": "long"}), "damaged card"),
+    "a context in words": (
+        edit(architecture={"context": "long"}),
+        "architecture.context = 'long': must be a whole number above 0",
+    ),
     "a field no architecture has": (edit(architecture={"layers": 3}), "damaged card"),
     "no tokenizer": (drop("tokenizer", "vocab_size"), "damaged card"),
     "no mean": (drop("preprocessing", "mean"), "damaged card"),

@@ -268,6 +268,21 @@ def test_a_run_loads_as_its_best_model(folder: Path, model: LoadedModel, tmp_pat
     np.testing.assert_array_equal(found.encode_text(TEXTS), model.encode_text(TEXTS))
 
 
+def test_the_fingerprint_is_of_what_was_loaded(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that goes on puts another best/ in place the moment after the weights were read."""
+    best = Path(shutil.copytree(folder, tmp_path / "best"))
+    load_file = modelfolder.load_file
+
+    def read_and_replaced(path: Path) -> dict[str, np.ndarray]:
+        found = load_file(path)
+        modelfolder.save(best, {name: value + 1 for name, value in weights().items()}, card())
+        return found
+
+    monkeypatch.setattr(modelfolder, "load_file", read_and_replaced)
+    assert hc.load(best).fingerprint == modelfolder.stated_fingerprint(folder)
+    assert modelfolder.stated_fingerprint(best) != modelfolder.stated_fingerprint(folder)
+
+
 def test_one_tower_loads_as_that_tower(model: LoadedModel, tmp_path: Path) -> None:
     for kind in ("image", "text"):
         modelfolder.save(tmp_path / kind, weights(), card(kind))
@@ -393,6 +408,15 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
         edit("tokenizer", "clean", value="none"),
         "was made with tokenizer clean = none, this program has ftfy+html2+whitespace+lower",
     ),
+    "an impossible vocabulary": (
+        edit("tokenizer", "vocab_size", value=1),
+        f"/{CARD}: tokenizer: vocab_size 1 is outside 514..49408",
+    ),
+    "an unknown preparation": (
+        edit("preprocessing", "store", "resize", value="squeeze"),
+        f"/{CARD}: preprocessing.store.resize = 'squeeze': must be one of pad, crop, stretch",
+    ),
+    "a mean of two": (edit("preprocessing", "mean", value=[0.5, 0.1]), "preprocessing.mean = [0.5, 0.1]: must be"),
     "another vocabulary": (edit("tokenizer", "vocab_size", value=VOCABULARY - 96), "was made with tokenizer "),
 }
 
@@ -424,3 +448,15 @@ def test_texts_of_any_lengths_come_back_in_order_and_to_the_last_bit(tmp_path: P
     np.testing.assert_array_equal(together, np.concatenate([model.encode_text([text]) for text in texts]))
     wanted = model.text_features(model.tokenizer(texts, 96).ids) @ weights(spec)["text_projection/kernel"]
     np.testing.assert_allclose(together, wanted / np.linalg.norm(wanted, axis=1, keepdims=True), atol=1e-5)
+
+
+def test_a_store_that_says_nothing_of_its_pixels_is_not_opened(
+    model: LoadedModel, phantom_store: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "store"
+    shutil.copytree(phantom_store, copy)
+    body = json.loads((copy / "manifest.json").read_text())
+    del body["preprocessing"]
+    (copy / "manifest.json").write_text(json.dumps(body))
+    message = refusal(lambda: model.preparation().open_store(f"{copy}:val"))
+    assert message.startswith(f"{copy}:val: prepared with colour = None, but ")

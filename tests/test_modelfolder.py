@@ -155,6 +155,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "a cut card": (lambda f: os.truncate(f / CARD, 40), "damaged model folder: "),
     "a card of something else": (lambda f: (f / CARD).write_text("[]"), "damaged model folder: "),
     "an empty value": (lambda f: (f / CARD).write_text("null"), "damaged model folder: "),
+    "a card nested without end": (lambda f: (f / CARD).write_text("[" * 100_000), "damaged model folder: "),
     "a card that is no text": (lambda f: (f / CARD).write_bytes(b"\xff\xfe"), "damaged model folder: "),
 }
 
@@ -166,6 +167,53 @@ def test_a_damaged_folder_is_refused_in_one_line(damage: str, folder: Path) -> N
     message = refusal(lambda: modelfolder.load(folder))
     assert message.startswith(str(folder))
     assert says in message
+
+
+# field -> what stands in it, and what it has to be
+NONSENSE: list[tuple[str, Any, str]] = [
+    ("kind", ["dual"], "text"),
+    ("architecture", [1], "an object"),
+    ("architecture.image", [], "text"),
+    ("architecture.text", 5, "text"),
+    ("architecture.context", 0, "a whole number above 0"),
+    ("architecture.context", "x", "a whole number above 0"),
+    ("architecture.embed_dim", -1, "a whole number above 0"),
+    ("preprocessing", [], "an object"),
+    *(("preprocessing.image_size", size, "a whole number from 1 to 2048") for size in (0, 64.0, "64", True, 32000)),
+    ("preprocessing.mean", "abc", "three numbers"),
+    ("preprocessing.mean", [0.5, 0.1], "three numbers"),
+    ("preprocessing.mean", [None, None, None], "three numbers"),
+    ("preprocessing.mean", [0.5, 0.5, float("nan")], "three numbers"),
+    ("preprocessing.mean", [0.5, 0.5, 10**400], "three numbers"),
+    ("preprocessing.mean", [0.5, 0.5, float("-inf")], "three numbers"),
+    ("preprocessing.std", [0.2, 0.2, 0], "three numbers above 0"),
+    ("preprocessing.std", [0.2, 0.2, -0.2], "three numbers above 0"),
+    ("preprocessing.store", None, "an object"),
+    ("preprocessing.store.colour", "no", "true or false"),
+    ("tokenizer", None, "an object"),
+    ("tokenizer.vocab_size", 0, "a whole number above 0"),
+    ("tokenizer.vocab_size", "x", "a whole number above 0"),
+    ("source", "here", "an object"),
+    ("licence", 1, "text"),
+    ("synthetic", "no", "true or false"),
+    ("synthetic", 0, "true or false"),
+]
+
+
+@pytest.mark.parametrize(("field", "value", "needs"), NONSENSE)
+def test_nonsense_in_the_card_is_refused_by_its_field(field: str, value: Any, needs: str, folder: Path) -> None:
+    """The fingerprint is of the weights, so an edited card still has the right one."""
+    body = json.loads((folder / CARD).read_text())
+    node = body
+    *above, last = field.split(".")
+    for key in above:
+        node = node.setdefault(key, {})
+    node[last] = value
+    (folder / CARD).write_text(json.dumps(body))
+    message = refusal(lambda: modelfolder.load(folder))
+    assert message.startswith(f"{folder}/{CARD}: {field} = ")
+    assert message.endswith(f": must be {needs}")
+    assert len(message) < len(str(folder)) + 200
 
 
 # --- one tower for a run

@@ -15,11 +15,12 @@ import numpy as np
 from hybridclip_jax.data import stage
 from hybridclip_jax.data.encoding import ENCODINGS, JPEG_QUALITY
 from hybridclip_jax.data.formats import FORMATS
+from hybridclip_jax.data.manifest import BLANK, UNCERTAIN
 from hybridclip_jax.data.pixels import RESIZE
 from hybridclip_jax.data.plan import TEXTS, Options, Outcome
 from hybridclip_jax.data.prepare import CAP_FROM_ROWS, prepare
 from hybridclip_jax.data.splits import parse_shares
-from hybridclip_jax.data.store import BLANK, MANIFEST, SKIPPED, UNCERTAIN, Store, read_manifest
+from hybridclip_jax.data.store import MANIFEST, SKIPPED, Store, read_manifest
 from hybridclip_jax.data.store_writer import refuse_existing
 from hybridclip_jax.errors import UserError
 from hybridclip_jax.logs import Bars, table

@@ -60,8 +60,11 @@ class Encoding(Protocol):
 
 
 class _RawShard:
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, channels: int) -> None:
         self._pixels = np.load(path, mmap_mode="r", allow_pickle=False)
+        # Grey pixels would spread over three channels without a word.
+        if self._pixels.shape[1:] != (SIDE, SIDE, channels) or self._pixels.dtype != np.uint8:
+            raise ValueError(f"{self._pixels.dtype} {self._pixels.shape} is not uint8 with {channels} channels")
 
     def stored(self, place: int) -> bytes:
         return self._pixels[place].tobytes()
@@ -89,7 +92,7 @@ class _Raw:
             os.fsync(file.fileno())
 
     def open(self, path: Path, channels: int) -> Shard:
-        return _RawShard(path)
+        return _RawShard(path, channels)
 
 
 class _JpegShard:

@@ -2,10 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
+from collections.abc import Iterator
 from pathlib import Path
+
+from hybridclip_jax.errors import StorageError, UserError
+
+
+@contextlib.contextmanager
+def only_one(path: Path, busy: str) -> Iterator[None]:
+    """Holds the lock file `path`. UserError, which says `busy`, where another process does; StorageError where it
+    cannot be made."""
+    try:
+        descriptor = take_lock(path, wait=False)
+    except BlockingIOError as error:
+        raise UserError(busy) from error
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be written: {error.strerror or error}") from error
+    try:
+        yield
+    finally:
+        release_lock(path, descriptor)
 
 
 def take_lock(path: Path, *, wait: bool) -> int:

@@ -24,32 +24,18 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from hybridclip_jax.data.encoding import ENCODINGS, SIDE, Shard, sha256, shard_name
+from hybridclip_jax.data.manifest import TABLE, wrong_field
 from hybridclip_jax.errors import UserError
 
 SHARD_RECORDS = 4096
 FORMAT_NAME = "hybridclip store"
 FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
-TABLE = "table.parquet"
 SKIPPED = "skipped.jsonl"
 FIXED_COLUMNS = (
     *("id", "study", "patient", "split", "view", "text", "n_tokens", "licence", "source_row"),
     *("image_sha256", "stored_sha256"),
 )
-_NEEDED: dict[str, type] = {
-    "records": int,
-    "channels": int,
-    "synthetic": bool,
-    "encoding": str,
-    "shard_records": int,
-    "splits": dict,
-    "sections": list,
-    "labels": dict,
-    "ids": dict,
-    "files": dict,
-}
-UNCERTAIN = ("ignore", "zero", "one")
-BLANK = ("missing", "negative")
 
 
 def file_sha256(path: Path) -> str:
@@ -84,8 +70,14 @@ class Store:
                 f"{path / TABLE} has {table.num_rows} rows where the manifest counts {manifest['records']}:"
                 " run prepare again"
             )
+        fields = {**dict.fromkeys(manifest["sections"], "sections"), **dict.fromkeys(self.label_names, "labels.names")}
+        for column, field in fields.items():
+            if column not in table.column_names:
+                raise UserError(f"{path / MANIFEST}: {field}: {path / TABLE} has no {column!r}: run prepare again")
         chosen = pc.equal(table["split"], split)
         self._rows = np.flatnonzero(chosen.to_numpy())  # row of the whole store, for each row of this split
+        if len(self._rows) != manifest["splits"][split]["records"]:
+            raise UserError(f"{path / MANIFEST}: splits.{split} is not as prepare writes it: run prepare again")
         table = table.filter(chosen)
         self.ids: list[str] = table["id"].to_pylist()
         self.studies: list[str] = table["study"].to_pylist()
@@ -244,14 +236,14 @@ def read_manifest(path: Path) -> tuple[dict[str, Any], str]:
         manifest = json.loads(raw)
         version = manifest["format_version"]
         known = manifest["format"] == FORMAT_NAME
-        if known and version == FORMAT_VERSION:
-            known = all(isinstance(manifest.get(key), kind) for key, kind in _NEEDED.items())
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{path} is not a store: it has no {MANIFEST} that prepare wrote") from error
     if not known:
         raise UserError(f"{path / MANIFEST} is not as prepare writes it: run prepare again")
     if version != FORMAT_VERSION:
         raise UserError(f"{path} has store format {version} and this program reads {FORMAT_VERSION}: prepare it again")
+    if field := wrong_field(manifest):
+        raise UserError(f"{path / MANIFEST}: {field} is not as prepare writes it: run prepare again")
     if manifest["encoding"] not in ENCODINGS:
         known = ", ".join(ENCODINGS)
         raise UserError(f"{path}: its images are encoded as {manifest['encoding']!r}, and this program reads {known}")
@@ -286,10 +278,3 @@ def check_comparable(a: Store, b: Store) -> str:
             " compared: make both with one key (HYBRIDCLIP_PATIENT_KEY, or the key file of one user)"
         )
     return "comparable"
-
-
-def patient_overlap(a: Store, b: Store) -> int:
-    """How many patients are in both stores; ValueError where `check_comparable` does not say "comparable"."""
-    if check_comparable(a, b) != "comparable":
-        raise ValueError("patients of different namespaces have no countable overlap")
-    return len(a.patient_set & b.patient_set)
