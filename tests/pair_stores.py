@@ -79,5 +79,11 @@ def planted(texts: Mapping[str, np.ndarray], batch_size: int = 8) -> Encode:
     return Encode(images=of_images, texts=of_texts, batch_size=batch_size)
 
 
+def kinds(values: Mapping[str, Any]) -> set[str]:
+    """The kinds of value, without what stands beside one."""
+    beside = ("lo", "hi", "resamples", "why", "chance", "ceiling", "labels")
+    return {name.partition("/")[0] for name in values if name.partition("/")[0].rpartition("_")[2] not in beside}
+
+
 def evaluator(protocol: str, spec: str, **fields: Any) -> Evaluator:
     return EVALUATORS[protocol]("e", {"protocol": protocol, "data": spec, **fields}, PREPARATION)

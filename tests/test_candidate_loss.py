@@ -12,7 +12,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from pair_stores import Row, evaluator, planted, unit, write_store
+from pair_stores import Row, evaluator, kinds, planted, unit, write_store
 
 from hybridclip_jax.errors import UserError
 from hybridclip_jax.evals import candidate_loss
@@ -99,6 +99,7 @@ def test_groups_are_the_same_whatever_the_model_and_the_batch(tmp_path: Path) ->
     spec = write_store(tmp_path / "s", rows)
     one, two = made(spec, candidates=16), made(spec, candidates=16)
     np.testing.assert_array_equal(one.member_GxC, two.member_GxC)
+    assert one.describe()["meanings"].keys() == kinds(one.at_chance())
     results = [run(one, rows, *draws(40), batch_size=batch) for batch in (3, 8, 64)]
     assert results[0] == results[1] == results[2]
 

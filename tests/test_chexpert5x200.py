@@ -146,6 +146,7 @@ def test_scores_that_are_all_alike_have_no_z_score_not_even_of_rounding() -> Non
     assert not standardised(np.full((7, 5), 0.1), weight_RxN).any()
 
 
+@pytest.mark.filterwarnings("error::RuntimeWarning")
 @pytest.mark.parametrize("protocol", FORMS)
 def test_a_model_that_scores_all_alike_is_at_chance(protocol: str, spec: str) -> None:
     made = made_of(protocol, spec)
@@ -154,10 +155,12 @@ def test_a_model_that_scores_all_alike_is_at_chance(protocol: str, spec: str) ->
     assert made.point(collapsed)["accuracy/mean"] == pytest.approx(0.2)
     assert made.at_chance()["accuracy/mean"] == pytest.approx(0.2)
     assert made.at_chance()["recall/Edema"] == pytest.approx(0.2)
-    broken = made.predict(encode(made), {"image": np.full((256, E), np.nan, np.float32)})
-    values = made.point(broken)
-    assert values["accuracy/mean"] is None
-    assert values["accuracy_why/mean"] == values["recall_why/Edema"] == "300 of 300 scores are not finite"
+    for bad in (np.nan, np.inf, 0.0):
+        values = made.run(encode(made), {"image": np.full((256, E), bad, np.float32)})
+        assert values["accuracy/mean"] is None
+        assert values["accuracy_why/mean"] == values["recall_why/Edema"] == "300 of 300 scores are not finite"
+        texts = Encode(images=encode(made).images, texts=lambda params, ids, x=bad: np.full((8, E), x), batch_size=8)
+        assert made.run(texts, params())["accuracy/mean"] is None
 
 
 def test_intervals_and_an_ensemble(spec: str) -> None:
@@ -260,9 +263,11 @@ def test_a_list_is_published_and_read_back(tmp_path: Path, spec: str) -> None:
     [
         (None, "no such list of source rows by class"),
         ("{", "not JSON"),
+        ("[" * 100_000, "not JSON"),
         ([], '"format": 1'),
         ({"format": 2, "rows": {}}, '"format": 1'),
         ({"format": 1, "rows": {"Edema": [4]}}, "must name the five classes Atelectasis, .*, each once"),
+        ({"format": 1, "rows": {key: [1] for key in (*FIVE, "edema")}}, "must name the five classes .*, each once"),
         ({"format": 1, "rows": {label: ["4"] for label in FIVE}}, "rows.Atelectasis must be a list"),
         ({"format": 1, "rows": {label: [] for label in FIVE}}, "rows.Atelectasis must be a list"),
         ({"format": 1, "rows": {label: [1, 1] for label in FIVE}}, "rows.Atelectasis names a source row twice"),
@@ -284,8 +289,12 @@ def test_user_errors_name_what_to_mend(tmp_path: Path, spec: str) -> None:
     )
     with pytest.raises(UserError, match=scarce):
         evaluator(GLORIA, spec)
-    with pytest.raises(UserError, match="per_class = 0 must be at least 1"):
+    with pytest.raises(UserError, match=r"evals\.e\.per_class = 0: must be at least 1"):
         made_of(GLORIA, spec, per_class=0)
+    for seed in (-1, 2**64):
+        with pytest.raises(UserError, match=rf"evals\.e\.seed = {seed}: must be at least 0 and below 2\*\*64"):
+            made_of(GLORIA, spec, seed=seed)
+    assert made_of(GLORIA, spec, seed=2**64 - 1).describe()["sample"]["seed"] == 2**64 - 1
     with pytest.raises(UserError, match="evals.e.unit = study: chexpert5x200-gloria is of images"):
         made_of(GLORIA, spec, unit="study")
     four = [Row(labels={k: v for k, v in row.labels.items() if k != "Edema"}, view="AP") for row in rows_of(1)]

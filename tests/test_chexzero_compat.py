@@ -14,6 +14,7 @@ from pair_stores import Row, evaluator, planted, unit, write_store
 from sklearn.utils import resample
 
 from hybridclip_jax.errors import UserError
+from hybridclip_jax.evals import EVALUATORS, comparison
 from hybridclip_jax.evals.evaluator import mean
 
 N, E = 60, 16
@@ -153,7 +154,51 @@ def test_the_ends_are_one_place_low(spec: str) -> None:
 
 
 def test_what_cannot_be_reproduced_is_refused(spec: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no seed and cannot be reproduced"):
-        evaluator("chexzero-compat", spec, validation=spec)
+    assert "validation" in EVALUATORS["chexzero"].FIELDS
+    assert "validation" not in EVALUATORS["chexzero-compat"].FIELDS
+    assert evaluator("chexzero-compat", spec, validation=spec).validation is None
     with pytest.raises(UserError, match="'Edema' is the only one; name more labels"):
         evaluator("chexzero-compat", spec, labels="Edema", prompts=prompts_json(tmp_path / "p.json"))
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_mean_over_labels_that_no_resample_has_is_null_with_why(tmp_path: Path) -> None:
+    """Of sixteen labels with one positive each, some is without one in every resample."""
+    labels = [{f"label {k}": float(i == k) for k in range(16)} for i in range(20)]
+    made = evaluator("chexzero-compat", write_store(tmp_path / "rare", [Row(labels=known) for known in labels]))
+    values, chance = made.score(predictions(made)), made.at_chance()
+    for found in (values, chance):
+        assert (found["auroc/mean"], found["auroc_why/mean"]) == (None, "no resample has a value")
+        assert found["auroc_point/mean"] is not None
+    assert values["auroc_resamples/mean"] == 0 and values["auroc_hi/mean"] is None
+    assert "auroc_interval_why/mean" not in values, "a value that is undefined says so itself"
+    assert values["auroc/label 0"] is not None and values["auroc_hi/label 0"] is None
+    missing = 1000 - int(values["auroc_resamples/label 0"])
+    why = f"{missing} of 1000 resamples have no value, so that the upper end is missing"
+    assert values["auroc_interval_why/label 0"] == why
+    json.dumps(values, allow_nan=False)
+
+
+def test_one_score_is_one_bootstrap(spec: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = evaluator("chexzero-compat", spec, labels="Edema")
+    predicted, counts = predictions(made), []
+    measure = made.measure
+    monkeypatch.setattr(made, "measure", lambda p, w: counts.append(len(w)) or measure(p, w))
+    made.score(predicted)
+    assert sum(counts) == 1000 + 1
+
+
+def test_models_are_not_compared_by_it(spec: str) -> None:
+    made = evaluator("chexzero-compat", spec, labels="Edema")
+    sides = [comparison.Scored(made, predictions(made, seed)) for seed in (1, 2)]
+    with pytest.raises(UserError, match="--against: .*chexzero-compat .* no paired differences; use protocol chexzero"):
+        comparison.differences(*sides)
+
+
+@pytest.mark.filterwarnings("error")
+def test_an_image_whose_cosines_are_all_alike_has_no_score_and_says_so(spec: str, tmp_path: Path) -> None:
+    made = evaluator("chexzero-compat", spec, prompts=prompts_json(tmp_path / "p.json"), labels="Edema,Fracture")
+    texts = [text for label in made.labels for text in made.prompts.pair(label).positive]
+    one = np.tile(vectors(1, 1), (len(texts), 1))
+    predicted = made.predict(planted(dict(zip(texts, one, strict=True))), {"image": vectors(2, N)})
+    assert f"{N} of {N} scores are not finite" in str(made.score(predicted)["auroc_why/Edema"])

@@ -11,14 +11,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pair_stores import PREPARATION, SIZE, TOKENIZER, Row, unit, write_store
+from pair_stores import PREPARATION, SIZE, TOKENIZER, Row, kinds, unit, write_store
 from readers import BATCH, E, Reader
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
 from hybridclip_jax.errors import UserError
 from hybridclip_jax.evals import EVALUATORS, Preparation, rewording
+from hybridclip_jax.evals.encode import Encode
 from hybridclip_jax.evals.evaluator import beside
 from hybridclip_jax.evals.limits import Limits
+from hybridclip_jax.evals.limits_labels import KINDS
 from hybridclip_jax.evals.preference import TIE, balanced, found_first, preferred, weighted_mean
 
 REPORTS = [
@@ -90,6 +92,9 @@ def test_only_what_the_model_reads_differently_is_asked_about() -> None:
     order = rewording.order(units, texts, TOKENIZER, 77)
     assert order.unit_P.tolist() == [100, 101, 102, 104, 105]
     assert order.other[0] == "No nodule. The heart is enlarged. Left pleural effusion."
+    headed = rewording.order(units[:1], ["FINDINGS: Clear lungs. Normal heart. IMPRESSION: No nodule."], TOKENIZER, 77)
+    assert headed.own == ("Clear lungs. Normal heart. No nodule.",), "joined as the other is, or headers give it away"
+    assert headed.other == ("No nodule. Normal heart. Clear lungs.",)
     assert rewording.sides(units, texts, TOKENIZER, 512).unit_P.tolist() == [100, 101, 102, 104, 106]
 
 
@@ -230,6 +235,17 @@ def test_a_store_of_labels_alone_is_asked_about_labels(tmp_path: Path) -> None:
 # --- labels
 
 
+def test_the_means_are_of_the_same_labels_in_every_resample(tmp_path: Path) -> None:
+    made = limits(write_store(tmp_path / "s", labelled(30)))
+    assert made.of_labels is not None
+    weight_RxN = np.stack([np.ones(30), made.of_labels.labels["Edema"] == 1])  # in the second every known Edema is one
+    values = made.measure(made.predict(Reader().encode(), random_images(30)), weight_RxN.astype(float))
+    for kind in KINDS:
+        assert np.isnan(values[f"{kind}/Edema"]).tolist() == [False, True], kind
+        assert np.isfinite(values[f"{kind}/Nodule"]).all(), kind
+        assert np.isnan(values[f"{kind}/mean"]).tolist() == [False, True], kind
+
+
 def test_negation_is_balanced_accuracy_and_wording_the_zero_shot_auroc(tmp_path: Path) -> None:
     rows = labelled(40)
     spec, reader, images = write_store(tmp_path / "s", rows), Reader(), random_images(40, 1)
@@ -301,10 +317,25 @@ def test_labels_read_backwards_are_counted_and_named(tmp_path: Path) -> None:
     assert values["wording_bare_hi/Edema"] < 0.5 < values["wording_bare_lo/Nodule"]
     assert values["wording_bare/Mass"] < 0.5 < values["wording_bare_hi/Mass"] < 0.7
     assert values["wording_backwards/bare"] == 1
-    assert values["wording_backwards_why/bare"] == "the interval lies below 0.5 for Edema"
+    assert values["wording_backwards_labels/bare"] == "Edema"
+    assert "wording_backwards_why/bare" not in values, "the number is defined"
 
 
 # --- the whole
+
+
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 0.0])
+def test_texts_without_a_direction_are_undefined_in_silence(tmp_path: Path, bad: float) -> None:
+    made = limits(write_store(tmp_path / "s", labelled(24)))
+    encode = Encode(
+        images=Reader().encode().images,
+        texts=lambda params, ids: np.full((BATCH, E), bad, np.float32),
+        batch_size=BATCH,
+    )
+    values = made.run(encode, random_images(24))
+    for name in ("negation/Edema", "wording_bare/mean", "sides/preferred", "order/cosine"):
+        assert values[name] is None and values[beside(name, "why")]
 
 
 def test_every_value_has_an_interval_a_reason_and_a_name_that_training_can_select(tmp_path: Path) -> None:
@@ -320,11 +351,14 @@ def test_every_value_has_an_interval_a_reason_and_a_name_that_training_can_selec
             assert chance is None or name == "duplicates/ceiling" or before[name] == pytest.approx(chance), name
     json.dumps(values, allow_nan=False)
     json.dumps(made.describe(), allow_nan=False)
+    assert made.describe()["meanings"].keys() == kinds(values)
 
 
-def test_a_model_of_nothing_finite_has_no_value(tmp_path: Path) -> None:
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 0.0])
+def test_a_model_of_nothing_finite_has_no_value(tmp_path: Path, bad: float) -> None:
     made = limits(write_store(tmp_path / "s", labelled(24)))
-    values = made.run(Reader().encode(), {"image": np.full((24, E), np.nan, np.float32)})
+    values = made.run(Reader().encode(), {"image": np.full((24, E), bad, np.float32)})
     for name in ("negation/Edema", "wording_spread/mean", "sides/preferred", "order/preferred"):
         assert values[name] is None
     assert values["sides_why/preferred"] == "an embedding is not finite"
@@ -355,6 +389,14 @@ def test_studies_are_asked_once(tmp_path: Path) -> None:
     values = made.run(reader.encode(), of_own_texts(reader, [row.text for row in rows]))
     assert (values["sides/texts"], values["sides/preferred"], values["duplicates/share"]) == (4, 1, 0)
     assert made.describe()["units"] == 6
+
+
+def test_a_study_has_the_first_text_of_its_images(tmp_path: Path) -> None:
+    rows = [Row(said, patient=f"p{n}", study="s") for n, text in enumerate(REPORTS) for said in ("", text, " ")]
+    made, reader = limits(write_store(tmp_path / "s", rows), unit="study"), Reader()
+    values = made.run(reader.encode(), of_own_texts(reader, [REPORTS[n // 3] for n in range(len(rows))]))
+    assert made.describe()["texts"] == {"with_text": 6, "read": 6}
+    assert (values["sides/texts"], values["sides/preferred"], values["duplicates/texts"]) == (4, 1, 6)
 
 
 def test_user_errors_name_what_to_mend(tmp_path: Path) -> None:

@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pair_stores import Row, evaluator, planted, unit, write_store
+from pair_stores import Row, evaluator, kinds, planted, unit, write_store
 from sklearn.linear_model import LogisticRegression, SGDClassifier
 from sklearn.metrics import f1_score, roc_auc_score
 
 from hybridclip_jax.errors import UserError
 from hybridclip_jax.evals import probe
-from hybridclip_jax.evals.linear_probe import LinearProbe
+from hybridclip_jax.evals.linear_probe import LinearProbe, _share
 from hybridclip_jax.evals.plip_linear import PlipLinear
 
 E = 8
@@ -129,7 +129,8 @@ def test_why_labels_cannot_be_fitted(labels: list[float], why: str | None) -> No
 
 
 def test_a_label_that_the_embeddings_hold_is_found_and_one_drawn_by_lot_is_not(stores: Stores) -> None:
-    values = stores.run(stores.probe(stores.specs(), fractions="0.1,1"))
+    made = stores.probe(stores.specs(), fractions="0.1,1")
+    values = stores.run(made)
     assert values["probe_auroc@1/Edema"] > 0.95
     assert 0.3 < values["probe_auroc@1/Fracture"] < 0.7
     assert values["probe_auroc@0.1/Edema"] < values["probe_auroc@1/Edema"]
@@ -138,6 +139,10 @@ def test_a_label_that_the_embeddings_hold_is_found_and_one_drawn_by_lot_is_not(s
     assert values["probe_auroc@1/n_labels"] == 2
     assert values["probe_auroc@1_lo/Edema"] < values["probe_auroc@1/Edema"] <= values["probe_auroc@1_hi/Edema"]
     assert values["probe_auroc@1_chance/Edema"] == 0.5
+    assert made.describe()["meanings"] == {
+        f"probe_auroc@{text}": f"AUROC of a logistic regression on embeddings of {percent} % of the patients of train"
+        for text, percent in (("0.1", 10), ("1", 100))
+    }
 
 
 def test_shuffled_labels_give_chance(stores: Stores) -> None:
@@ -170,7 +175,7 @@ def test_the_probe_sees_what_a_fit_on_the_same_arrays_sees(stores: Stores) -> No
     label = {name: np.array([row.labels["Edema"] for row in stores.rows(name)]) for name in SIZES}
     wanted = probe.fit(part["train"], label["train"], part["validation"], label["validation"])
     np.testing.assert_allclose(predictions.score_NxK[:, 0], wanted.predict(part["test"]), atol=1e-12)
-    assert made.describe()["strengths"]["chosen for the model scored last"]["Edema@1"] == wanted.strength
+    assert made.describe()["strengths"]["chosen for the first model"]["Edema@1"] == wanted.strength
 
 
 def test_fractions_are_of_patients_and_each_holds_the_smaller_ones(stores: Stores) -> None:
@@ -187,6 +192,24 @@ def test_fractions_are_of_patients_and_each_holds_the_smaller_ones(stores: Store
     first = set(made.train_units.patient_N[:60])
     assert patients["0.5"] != first, "drawn, not the first"
     assert made.describe()["train"]["fractions"]["0.05"]["patients"] == 3
+
+
+def test_fractions_have_names_of_their_own_and_whole_numbers_of_patients(stores: Stores) -> None:
+    specs = stores.specs()
+    made = stores.probe(specs, fractions="0.5000001,0.50000011,1")
+    assert list(made.fractions) == ["0.5000001", "0.50000011", "1"]
+    assert _share(0.07, 100) == 7, "0.07 * 100 is 7.000000000000001 in floating point"
+    assert [_share(share, 60) for share in (1e-12, 0.05, 0.051, 1.0)] == [1, 3, 4, 60]
+
+
+def test_the_mean_is_of_the_same_labels_in_every_resample(stores: Stores) -> None:
+    made = stores.probe(stores.specs(), fractions="1")
+    truth = made.truth[:, LABELS.index("Fracture")]
+    weight_RxN = np.stack([np.ones(len(truth)), truth])  # in the second no unit lacks a fracture
+    values = made.measure(made.predict(planted({}), {"image": stores.image}), weight_RxN)
+    assert np.isnan(values["probe_auroc@1/Fracture"]).tolist() == [False, True]
+    assert np.isfinite(values["probe_auroc@1/Edema"]).all()
+    assert np.isnan(values["probe_auroc@1/mean"]).tolist() == [False, True]
 
 
 def test_undefined_labels_are_null_with_why_and_outside_the_mean(stores: Stores) -> None:
@@ -242,8 +265,14 @@ def test_a_model_that_is_not_finite_has_no_probe(stores: Stores) -> None:
 def test_a_study_is_probed_by_the_mean_of_its_images(stores: Stores) -> None:
     rows = {name: [dataclasses.replace(row, study=row.patient) for row in stores.rows(name)] for name in SIZES}
     made = stores.probe({name: stores.write(name, found) for name, found in rows.items()}, fractions="1", unit="study")
-    assert len(made.units) == 35
-    assert stores.run(made)["probe_auroc@1/Edema"] is not None
+    predictions = made.predict(planted({}), {"image": stores.image})
+    assert made.describe()["train"]["fractions"]["1"]["units"] == SIZES["train"] // 2
+    assert predictions.score_NxK.shape == (SIZES["test"] // 2, len(LABELS))
+    vectors = unit(stores.image.astype(np.float64))
+    x = {name: unit(vectors[START[name] : START[name] + n].reshape(-1, 2, E).mean(axis=1)) for name, n in SIZES.items()}
+    y = {name: np.array([row.labels["Edema"] for row in rows[name]]).reshape(-1, 2).max(axis=1) for name in SIZES}
+    wanted = probe.fit(x["train"], y["train"], x["validation"], y["validation"])
+    np.testing.assert_allclose(predictions.score_NxK[:, 0], wanted.predict(x["test"]), atol=1e-9)
 
 
 @pytest.mark.parametrize("pair", [("train", "test"), ("validation", "test"), ("train", "validation")])
@@ -252,14 +281,15 @@ def test_stores_that_share_a_patient_are_refused(stores: Stores, pair: tuple[str
     patient = rows[pair[0]][0].patient
     rows[pair[1]][0] = dataclasses.replace(rows[pair[1]][0], patient=patient)
     specs = {name: stores.write(name, found) for name, found in rows.items()}
-    with pytest.raises(UserError, match=r"evals\.e\.(train|validation) = .*: 1 patient are in .* as well"):
+    with pytest.raises(UserError, match=r"evals\.e\.(train|validation) = .*: shares 1 patient with .*; what is fitted"):
         stores.probe(specs)
 
 
 def test_stores_that_cannot_be_compared_are_noted(stores: Stores) -> None:
     specs = stores.specs(train=stores.write("train", unknown_patients=SIZES["train"]))
-    notes = stores.probe(specs).describe()["notes"]
-    assert sum("whether they share patients was not checked" in note for note in notes) == 2
+    said = stores.probe(specs).describe()
+    assert sum("patients not checked" in note for note in said["notes"]) == 2
+    assert said["train"]["fractions"]["1"]["patients"] is None
     assert not any("not checked" in note for note in stores.probe(stores_at(stores, "b").specs()).describe()["notes"])
 
 
@@ -329,12 +359,13 @@ def test_plip_linear_is_scikit_learns_classifier_on_the_same_arrays(stores: Stor
 
     alpha = max((1e-1, 1e-2, 1e-3, 1e-4), key=lambda a: np.mean(scores(a, "validation")))
     wanted = scores(alpha, "test")
-    assert made.describe()["alpha"]["chosen for the model scored last"] == alpha
+    assert made.describe()["alpha"]["chosen for the first model"] == alpha
     assert values["probe_f1/macro"] == pytest.approx(np.mean(wanted), abs=1e-9)
     assert values["probe_f1/weighted"] == pytest.approx(np.mean(scores(alpha, "test", "weighted")), abs=1e-9)
     assert values["probe_f1_seeds/lowest"] == pytest.approx(min(wanted), abs=1e-9)
     assert values["probe_f1_seeds/highest"] == pytest.approx(max(wanted), abs=1e-9)
     assert values["probe_f1/macro"] > 0.7
+    assert made.describe()["meanings"].keys() == kinds(values)
     assert values["probe_accuracy_chance/mean"] == pytest.approx(1 / len(names))
 
 

@@ -96,7 +96,10 @@ def test_swapped_tower_outputs_are_at_chance(perfect: Perfect, fault: Callable[[
     assert within(retrieval, "recall", "mean", retrieval["recall_chance/mean"])
     assert within(limits, "negation", "mean", 0.5)
     assert within(limits, "sides", "preferred", 0.5)
-    assert zero_shot["auroc_hi/mean"] < 0.75, "of a model whose every AUROC is 1"
+    # Each label's AUROC is that of a direction at random, about 0.17 from 0.5 on these 44 images, above or below it.
+    assert abs(float(zero_shot["auroc/mean"] or 0) - 0.5) < 0.1, "of a model whose every AUROC is 1"
+    assert zero_shot["auroc_hi/mean"] < 0.7
+    assert min(zero_shot[f"auroc/{label}"] for label in perfect.store.label_names) < 0.4
 
 
 def within(values: Values, kind: str, rest: str, level: Any) -> bool:
@@ -112,7 +115,7 @@ def test_a_sign_that_is_turned_reads_every_label_backwards(perfect: Perfect) -> 
     limits = perfect.values("limits", changed)
     assert limits["negation/mean"] == 0
     assert limits["wording_backwards/bare"] == len(perfect.store.label_names)
-    assert all(label in str(limits["wording_backwards_why/bare"]) for label in perfect.store.label_names)
+    assert all(label in str(limits["wording_backwards_labels/bare"]) for label in perfect.store.label_names)
 
 
 def test_a_tower_that_cannot_tell_a_statement_from_its_denial_is_found(perfect: Perfect) -> None:

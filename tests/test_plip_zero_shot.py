@@ -14,13 +14,15 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import pytest
-from pair_stores import Row, evaluator, planted, unit, write_store
+from pair_stores import SIZE, Row, evaluator, kinds, planted, unit, write_store
+from readers import Reader
 from sklearn import metrics as sk
 
 from hybridclip_jax.commands import prepare as command
 from hybridclip_jax.data.store import Store
 from hybridclip_jax.errors import UserError, run_or_exit
 from hybridclip_jax.evals.encode import Encode
+from hybridclip_jax.evals.evaluator import mean
 from hybridclip_jax.evals.multi_class import MultiClass, exclusive_rows, highest
 
 E = 16
@@ -78,6 +80,12 @@ def test_values_are_those_of_an_independent_statement(tmp_path: Path) -> None:
         kind, rest = name.split("/")
         assert values[f"{kind}_lo/{rest}"] <= values[name] <= values[f"{kind}_hi/{rest}"]
     assert values["recall_chance/debris"] == pytest.approx(1 / 3)
+    # Naming each class for a third of every class's images: precision is the class's share, recall 1/3.
+    shares = np.array([25, 10, 5]) / 40
+    by_class = 2 * shares / 3 / (shares + 1 / 3)
+    assert values["f1_chance/macro"] == pytest.approx(by_class.mean(), abs=1e-9)
+    assert values["f1_chance/weighted"] == pytest.approx(shares @ by_class, abs=1e-9)
+    assert made.describe()["meanings"].keys() == kinds(values)
 
 
 def test_captions_and_classes_are_matched_by_name_not_by_order(tmp_path: Path) -> None:
@@ -117,7 +125,7 @@ def test_a_class_without_images_can_be_predicted_and_has_no_recall(tmp_path: Pat
     assert values["accuracy/mean"] == 0.75
     assert (values["recall/lymphocytes"], values["recall_why/lymphocytes"]) == (None, "no image is of this class")
     assert values["f1/weighted"] == pytest.approx(sk.f1_score(kinds, [0, 0, 1, 2], average="weighted"), abs=1e-9)
-    assert values["recall_chance/lymphocytes"] is None
+    assert "recall_chance/lymphocytes" not in values, "where a value is undefined, so is its chance level"
     json.dumps(values, allow_nan=False)
 
 
@@ -131,6 +139,31 @@ def test_a_model_that_knows_nothing_is_at_chance(tmp_path: Path) -> None:
     assert made.at_chance()["accuracy/mean"] == pytest.approx(1 / 3)
     same = made.point(made.predict(encode(), {"image": np.tile(vector(CAPTIONS[1]), (256, 1))}))
     assert same["accuracy/mean"] == pytest.approx(10 / 40)  # it always says debris
+
+
+def test_images_are_encoded_once_for_all_evaluators_of_a_store(tmp_path: Path) -> None:
+    rows = [Row(f"left lung {i}. normal heart.", labels=one_hot(kind)) for i, kind in enumerate(KINDS)]
+    spec, reader = write_store(tmp_path / "s", rows), Reader()
+    once, weights = reader.encode(), {"image": reader.vectors([row.text for row in rows]), "logit_scale": np.float32(0)}
+    fields: dict[str, Any] = {
+        "plip-zeroshot": {},
+        "chexzero": {},
+        "limits": {},
+        "retrieval-index": {},
+        "loss": {"candidates": 40},
+    }
+    for protocol, more in fields.items():
+        evaluator(protocol, spec, **more).run(once, weights)
+        assert once.work.images == 40, protocol
+    part = evaluator("retrieval-index", spec, sample=10)
+    part.run(once, weights)
+    assert once.work.images == 40, "a part of what is known"
+    alone = reader.encode()
+    assert alone.of_store(weights, part.store, SIZE, part.units.row_M).shape == (10, 256)
+    assert alone.work.images == 16, "a part alone is no reason to encode all"
+    backwards = np.arange(40)[::-1]
+    np.testing.assert_array_equal(alone.of_store(weights, part.store, SIZE, backwards), weights["image"][backwards])
+    np.testing.assert_array_equal(alone.of_store(weights, part.store, SIZE), weights["image"][:40])
 
 
 def test_a_plip_table_becomes_classes_with_captions(tmp_path: Path) -> None:
@@ -164,3 +197,14 @@ def test_user_errors_name_what_to_mend(tmp_path: Path) -> None:
         made_of(store(tmp_path / "s", KINDS), unit="study")
     with pytest.raises(UserError, match=r"chexpert5x200\.json: has no prompts for the label 'adipose tissue'"):
         made_of(str(tmp_path / "s"), prompts="chexpert5x200")
+
+
+def test_an_ensemble_chooses_by_the_mean_of_its_models_scores(tmp_path: Path) -> None:
+    made = made_of(store(tmp_path / "s", KINDS))
+    each = [params(seed) for seed in range(3)]
+    predictions = [made.predict(encode(), weights) for weights in each]
+    image_NxE = np.mean([weights["image"][: len(KINDS)].astype(float) for weights in each], axis=0)
+    predicted_N = (image_NxE @ np.stack([vector(text) for text in CAPTIONS], axis=1)).argmax(axis=1)
+    accuracy = sk.accuracy_score(KINDS, predicted_N)
+    assert made.point(mean(predictions))["accuracy/mean"] == pytest.approx(accuracy, abs=1e-9)
+    assert all(made.point(one)["accuracy/mean"] != pytest.approx(accuracy) for one in predictions)

@@ -45,8 +45,11 @@ def test_prompts_are_lower_case_and_no_finding_has_its_own_pair() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"format": 2}, '"format": 1'),
-        ({"positive": []}, "positive must be a list of one or more non-empty strings"),
+        ({"format": 2}, '"format": 1; .*chexzero.json is one'),
+        ({"format": True}, '"format": 1'),
+        ({"positive": ["{} \ud800"]}, r"holds '\\ud800', half of a surrogate pair"),
+        ({"labels": {"\udfff": {"positive": ["a"], "negative": ["b"]}}}, r"holds '\\udfff', half of a surrogate pair"),
+        ({"positive": []}, "positive must be a list of one or more non-empty strings; .*chexzero.json is an example"),
         ({"negative": ["no {}", " "]}, "negative must be a list of one or more non-empty strings"),
         ({"positive": ["a chest"]}, "'a chest' has no"),
         ({"name": 3}, "'name' must be a string"),
@@ -79,6 +82,14 @@ def test_a_missing_prompt_file_lists_the_shipped_ones(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text("{")
     with pytest.raises(UserError, match="not JSON"):
         prompt_file.load(str(tmp_path / "x.json"))
+    (tmp_path / "twice.json").write_text('{"format": 1, "labels": {"A": {}, "B": {}, "A": {}}}')
+    with pytest.raises(UserError, match=r"twice\.json: 'A' stands twice in one object"):
+        prompt_file.load(str(tmp_path / "twice.json"))
+    (tmp_path / "deep.json").write_text("[" * 100_000)
+    with pytest.raises(UserError, match=r"deep\.json: not JSON"):
+        prompt_file.load(str(tmp_path / "deep.json"))
+    with pytest.raises(UserError, match="neither a file nor one of the shipped sets"):
+        prompt_file.load("x" * 5000)
 
 
 def test_every_sentence_of_a_file_is_described(tmp_path: Path) -> None:

@@ -12,12 +12,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pair_stores import PREPARATION, Row, evaluator, planted, unit, write_store
+from pair_stores import PREPARATION, TOKENIZER, Row, evaluator, kinds, planted, unit, write_store
 
+from hybridclip_jax.data.loader import width_for
 from hybridclip_jax.errors import UserError
 from hybridclip_jax.evals import retrieval
 from hybridclip_jax.evals.encode import Values
 from hybridclip_jax.evals.pairs import ImageTextPairs, seeded_order
+from hybridclip_jax.evals.retrieval import Retrieval
 
 PROTOCOLS = ("retrieval-index", "retrieval-unique-text", "retrieval-multi-positive")
 AT = (1, 5, 10, 50)
@@ -140,6 +142,7 @@ def test_a_model_that_scores_all_alike_gets_what_chance_gives(tmp_path: Path, pr
     values = run(protocol, spec, rows, same, same)
     names = [name for name in values if name.startswith(("recall", "median_rank")) and "_chance/" in name]
     assert len(names) == 11
+    assert evaluator(protocol, spec).describe()["meanings"].keys() == kinds(values)
     for name in names:
         assert values[name] == pytest.approx(values[name.replace("_chance", "")], abs=1e-12), name
     if protocol == "retrieval-index":
@@ -219,6 +222,39 @@ def test_a_study_is_scored_by_the_mean_of_its_images(tmp_path: Path) -> None:
         evaluator("retrieval-index", write_store(tmp_path / "t", twice), unit="study")
 
 
+def test_a_study_has_the_text_and_all_images_of_its_rows(tmp_path: Path) -> None:
+    rows = [Row(said, patient=f"p{n}", study="1") for n in range(3) for said in ("", f"report {n}", " ")]
+    image = unit(np.random.default_rng(0).normal(size=(9, 4))).astype(np.float32)
+    made = evaluator("retrieval-index", write_store(tmp_path / "s", [*rows, Row("")]), unit="study")
+    said = made.describe()
+    assert (said["units"], said["images"], said["texts"]["images_without_text"]) == (3, 9, 7)
+    texts = {f"report {n}": unit(image[3 * n : 3 * n + 3].astype(float).mean(axis=0)) for n in range(3)}
+    assert isinstance(made, Retrieval)
+    image_NxE, text_UxE = made.pairs.embeddings(planted(texts), {"image": image}, PREPARATION)
+    np.testing.assert_allclose(image_NxE, text_UxE, atol=1e-9)
+    part = made.pairs.only(np.array([2, 0]))
+    assert [part.texts[n] for n in part.text_N] == ["report 0", "report 2"]
+    with pytest.raises(UserError, match="has 1 studies with a text"):
+        evaluator("retrieval-index", write_store(tmp_path / "one", rows[:3]), unit="study")
+
+
+def test_studies_of_two_patients_are_two_studies_whatever_their_numbers(tmp_path: Path) -> None:
+    rows = [Row(f"report {i}", patient=f"p{i // 2}", study="1") for i in range(4)]
+    made = evaluator("retrieval-multi-positive", write_store(tmp_path / "s", rows))
+    assert isinstance(made, Retrieval)
+    assert made.pairs.study_N.tolist() == [0, 0, 1, 1]
+    assert made.positives().tolist() == [2, 2, 2, 2]
+
+
+def test_texts_are_padded_to_the_width_of_their_own_length(tmp_path: Path) -> None:
+    texts = ["short", "a text of " + "some " * 40 + "words"]
+    encode = planted({text: np.eye(2)[n] for n, text in enumerate(texts)})
+    encode.of_texts({}, texts, TOKENIZER, 512)
+    widths = [width_for(len(TOKENIZER.encode(text)) + 2, 512) for text in texts]  # with the start and the end token
+    assert dict(encode.work.texts) == dict.fromkeys(widths, 8)
+    assert len(set(widths)) == 2 and max(widths) < 512
+
+
 def test_a_sample_is_drawn_once_for_all(tmp_path: Path) -> None:
     rows = reports(60, 60)
     spec = write_store(tmp_path / "s", rows)
@@ -262,10 +298,14 @@ def test_all_pairs_share_their_images_with_evaluators_that_read_the_whole_store(
     assert encode.work.images == done
 
 
-def test_embeddings_that_are_not_finite_are_no_first_places(tmp_path: Path) -> None:
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 0.0])
+@pytest.mark.parametrize("side", ["image", "text"])
+def test_embeddings_that_are_not_finite_are_no_first_places(tmp_path: Path, bad: float, side: str) -> None:
     rows = reports(12, 12)
-    image = np.full((12, 4), np.nan, np.float32)
-    values = run("retrieval-index", write_store(tmp_path / "s", rows), rows, image, np.ones((12, 4), np.float32))
+    vectors = {"image": np.full((12, 4), 0.5, np.float32), "text": np.full((12, 4), 0.5, np.float32)}
+    vectors[side][3] = bad
+    values = run("retrieval-index", write_store(tmp_path / "s", rows), rows, vectors["image"], vectors["text"])
     assert values["recall_i2t/1"] is None and values["recall/mean"] is None
     assert values["recall_i2t_why/1"] == "the model's embeddings are not all finite"
     assert values["recall_i2t_lo/1"] is None

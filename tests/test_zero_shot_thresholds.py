@@ -16,6 +16,7 @@ from pair_stores import PREPARATION, Row, planted, unit, write_store
 from sklearn import metrics as sk
 
 from hybridclip_jax.errors import UserError
+from hybridclip_jax.evals.comparison import Scored, differences
 from hybridclip_jax.evals.encode import Encode
 from hybridclip_jax.evals.evaluator import Predictions, mean
 from hybridclip_jax.evals.zero_shot import ZeroShot
@@ -185,11 +186,11 @@ def test_both_stores_are_described_and_studies_count_in_both(tmp_path: Path, sto
 
 def test_patients_or_images_of_both_stores_are_refused(tmp_path: Path, stores: tuple[str, str]) -> None:
     same_patients = store(tmp_path / "b", labels(2), 100, patients="test")
-    with pytest.raises(UserError, match=rf"evals.e.validation = .*: {N} patients are in .*test as well"):
+    with pytest.raises(UserError, match=rf"evals.e.validation = .*: shares {N} patients with .*test;"):
         evaluator(stores[0], same_patients)
     (tmp_path / "copy").mkdir()
     same_images = store(tmp_path / "copy" / "test", labels(2), patients="others")
-    with pytest.raises(UserError, match=f"{N} images are in"):
+    with pytest.raises(UserError, match=f"shares {N} images with"):
         evaluator(stores[0], same_images)
     with pytest.raises(UserError, match=f"{N} patients and {N} images"):
         evaluator(stores[0], stores[0])
@@ -202,8 +203,7 @@ def test_what_cannot_be_compared_is_a_note(tmp_path: Path, stores: tuple[str, st
     for fields, why in (({"namespace": "elsewhere"}, "namespaces"), ({"unknown_patients": N}, "no patients are known")):
         other = store(tmp_path / why.split()[0], labels(2), 100, patients="test", **fields)
         [note] = [note for note in evaluator(stores[0], other).describe()["notes"] if "patients" in note]
-        assert why in note
-        assert note.endswith("whether they share patients was not checked")
+        assert f": patients not checked: not comparable by id: {why}" in note
 
 
 def test_a_validation_store_without_the_label_is_refused(tmp_path: Path, stores: tuple[str, str]) -> None:
@@ -262,3 +262,116 @@ def test_a_score_at_the_threshold_is_positive(tmp_path: Path) -> None:
     predictions = Predictions(("Edema",), np.array([[0.45], [0.5], [0.6]]), made.tested.truth_NxK, of_validation)
     values = made.point(predictions)
     assert (values["threshold/Edema"], values["f1/Edema"], values["mcc/Edema"]) == (0.5, 1.0, pytest.approx(1.0))
+
+
+def test_rare_labels_leave_the_mean_undefined_where_they_are(tmp_path: Path) -> None:
+    """A mean is over the same labels in every resample, whatever a resample lacks."""
+    truth = {name: [float(i < 3 + k) for i in range(N)] for k, name in enumerate(FIVE)}
+    made = evaluator(store(tmp_path / "rare", truth))
+    drawn = made.resampled(made.predict(encode(made), params()))
+    each = np.stack([drawn[f"auroc/{name}"] for name in FIVE])
+    assert 0 < np.isnan(each).any(axis=0).sum() < 1000
+    for name in ("auroc/mean", "auroc/mean5"):
+        np.testing.assert_allclose(drawn[name], each.mean(axis=0), atol=1e-12)  # NaN where any is
+
+
+@pytest.mark.parametrize("taken", ["mean", "mean5", "n_labels"])
+def test_a_label_with_the_name_of_a_mean_is_refused(tmp_path: Path, taken: str) -> None:
+    spec = store(tmp_path / "s", {"Edema": labels(1)["Edema"], taken: labels(1)["Fracture"]})
+    with pytest.raises(UserError, match=f"a label cannot be called '{taken}', .*; run prepare again with another name"):
+        evaluator(spec)
+    assert evaluator(spec, labels="Edema").labels == ("Edema",)
+
+
+def test_a_label_that_holds_a_comma_can_be_measured_but_not_named(tmp_path: Path) -> None:
+    spec = store(tmp_path / "s", {"Edema": labels(1)["Edema"], "mass, left": labels(1)["Fracture"]})
+    with pytest.raises(UserError, match="has no label 'mass'; .*; a label whose name holds a comma cannot be named"):
+        evaluator(spec, labels="mass, left")
+    assert evaluator(spec).labels == ("Edema", "mass, left")
+
+
+def of_patients(path: Path, patients: Sequence[str], positives: int, **manifest: Any) -> ZeroShot:
+    rows = [Row(labels={"Edema": float(i < positives)}, patient=one) for i, one in enumerate(patients)]
+    return evaluator(write_store(path, rows, **manifest))
+
+
+def test_one_patient_has_no_interval_and_no_value_is_without_a_reason(tmp_path: Path) -> None:
+    made = of_patients(tmp_path / "s", ["p"] * N, N // 2)
+    values = made.run(encode(made), params())
+    for name in ("Edema", "mean"):
+        assert values[f"auroc/{name}"] is not None
+        assert values[f"auroc_lo/{name}"] is values[f"auroc_hi/{name}"] is None
+        assert str(values[f"auroc_interval_why/{name}"]).startswith("all units are of one patient")
+    assert any(note.startswith("no value has an interval") for note in made.describe()["notes"])
+    sides = [Scored(made, made.predict(encode(made), params(seed))) for seed in (0, 1)]
+    found = differences(*sides)["auroc/Edema"]
+    assert (found["low"], found["high"]) == (None, None)
+    assert found["why"].startswith("all units are of one patient")
+
+
+def test_too_few_resamples_are_the_reason_of_a_missing_interval(tmp_path: Path) -> None:
+    made = of_patients(tmp_path / "s", [f"p{i}" for i in range(N)], 1)
+    values = made.run(encode(made), params())
+    assert values["auroc/Edema"] is not None and values["auroc_lo/Edema"] is None
+    resamples = values["auroc_resamples/Edema"]
+    assert values["auroc_interval_why/Edema"] == f"defined in {resamples} of 1000 resamples, 900 are needed"
+
+
+def test_many_images_of_few_patients_are_warned_of(tmp_path: Path) -> None:
+    patients = [f"sick{i % 4}" if i < 60 else f"well{i}" for i in range(160)]
+    [note] = of_patients(tmp_path / "s", patients, 60).describe()["notes"]
+    assert note.startswith("Edema: 60 positives are of only 4 patients: ")
+    notes = of_patients(tmp_path / "t", [f"p{i % 7}" for i in range(160)], 60).describe()["notes"]
+    assert "intervals draw only 7 patients: with fewer than 30 they are too narrow" in notes
+
+
+def test_units_of_unknown_patients_are_not_taken_for_independent(tmp_path: Path) -> None:
+    patients = [f"p{i}" for i in range(N)]
+    known, partly = (of_patients(tmp_path / name, patients, 30, unknown_patients=n) for name, n in (("a", 0), ("b", 7)))
+    assert (known.units.independent, partly.units.independent) == (True, False)
+    assert (known.describe()["patients"], partly.describe()["patients"]) == (N, None)
+    assert known.describe()["notes"] == []
+    other = store(tmp_path / "v", {"Edema": labels(2)["Edema"]}, 100, unknown_patients=7)
+    assert evaluator(known.entry["data"], other).describe()["validation"]["patients"] is None
+    [note] = partly.describe()["notes"]
+    assert note.startswith(f"7 of {N} records name no patient: ")
+    for made, method in ((known, "DeLong"), (partly, "patient bootstrap")):
+        sides = [Scored(made, made.predict(encode(made), params(seed))) for seed in (0, 1)]
+        assert differences(*sides)["auroc/Edema"]["method"] == method
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("bad", [0.0, np.inf, np.nan])
+def test_embeddings_without_a_direction_are_undefined_without_a_warning(stores: tuple[str, str], bad: float) -> None:
+    made, weights = evaluator(*stores), params()
+    weights["image"][3] = bad
+    values = made.run(encode(made), weights)
+    known = int((~np.isnan(made.tested.truth_NxK[:, 3])).sum())
+    assert (values["auroc/Edema"], values["auroc_why/Edema"]) == (None, f"1 of {known} scores are not finite")
+
+
+def test_a_study_has_what_any_of_its_images_has(tmp_path: Path) -> None:
+    of_studies = {
+        "first": [1.0, 0.0],
+        "last": [0.0, 1.0],
+        "none": [0.0, None],
+        "one": [None, 1.0, None],
+        "blank": [None],
+    }
+    rows = [
+        Row(labels={"Edema": y}, patient=name, study="s") for name, labelled in of_studies.items() for y in labelled
+    ]
+    made = evaluator(write_store(tmp_path / "s", rows), unit="study")
+    np.testing.assert_array_equal(made.tested.truth_NxK[:, 0], [1, 1, 0, 1, np.nan])
+
+
+def test_an_infinite_value_is_null_with_why(stores: tuple[str, str]) -> None:
+    class Infinite(ZeroShot):
+        def measure(self, predictions: Predictions, weight_RxN: np.ndarray) -> dict[str, np.ndarray]:
+            return {"ratio/mean": np.full(len(weight_RxN), np.inf)}
+
+    made = Infinite("e", {"protocol": "x", "data": stores[0]}, PREPARATION)
+    values = made.score(made.blank())
+    assert (values["ratio/mean"], values["ratio_why/mean"]) == (None, "the value is not finite")
+    assert (values["ratio_lo/mean"], values["ratio_resamples/mean"]) == (None, 0)
+    json.dumps(values, allow_nan=False)

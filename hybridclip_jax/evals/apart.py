@@ -16,7 +16,7 @@ def check(where: str, other: Store, tested: Store) -> list[str]:
     shared = audit.overlap(other, tested)
     if str(shared):
         raise UserError(
-            f"{where} = {other.spec}: {shared} are in {tested.spec} as well; what is fitted on patients must not be "
+            f"{where} = {other.spec}: shares {shared} with {tested.spec}; what is fitted on patients must not be "
             "measured on them: name a store of other patients"
         )
     theirs, ours = (store.manifest.get("preprocessing", {}) for store in (other, tested))
@@ -26,6 +26,4 @@ def check(where: str, other: Store, tested: Store) -> list[str]:
                 f"{where} = {other.spec}: prepared with {rule} = {theirs.get(rule)}, but {tested.spec} with "
                 f"{ours.get(rule)}; prepare both alike"
             )
-    if shared.why is None:
-        return []
-    return [f"{other.spec} and {tested.spec} are {shared.why}; whether they share patients was not checked"]
+    return [f"{other.spec} and {tested.spec}: {gap}" for gap in shared.gaps]

@@ -16,12 +16,18 @@ import numpy as np
 
 from hybridclip_jax.errors import UserError
 from hybridclip_jax.evals.encode import Encode, Values
-from hybridclip_jax.evals.evaluator import Evaluator, Field, Predictions, Preparation, beside
+from hybridclip_jax.evals.evaluator import Evaluator, Field, Predictions, Preparation
 from hybridclip_jax.evals.pairs import ImageTextPairs, seeded_order
 
 # CLIP's first temperature (Radford et al. 2021): the loss at it compares models whose own has moved apart.
 TEMPERATURE = 0.07
 WAYS = ("i2t", "t2i")
+# By kind of value.
+MEANINGS = {
+    "loss": "contrastive loss (InfoNCE) in nats among a fixed set of candidates, at the model's own temperature",
+    f"loss_t{TEMPERATURE}": f"the same at a temperature of {TEMPERATURE}, which compares models whose own differ",
+    "false_negatives": "share of pairs in whose group another pair has the same text, which no model can tell apart",
+}
 
 
 class CandidateLoss(Evaluator):
@@ -95,11 +101,7 @@ class CandidateLoss(Evaluator):
         return dict.fromkeys(names, "the model's embeddings or its temperature are not finite")
 
     def constants(self, predictions: Predictions) -> Values:
-        chance = self.measure(self.blank(), np.ones((1, len(self.pairs))))
-        return {
-            **{beside(name, "chance"): float(value) for name, [value] in chance.items()},
-            "false_negatives/share": self._false_negatives() / len(self.pairs),
-        }
+        return self.chance_levels() | {"false_negatives/share": self._false_negatives() / len(self.pairs)}
 
     def _false_negatives(self) -> int:
         """Pairs that share their text with another of their group."""
@@ -108,6 +110,7 @@ class CandidateLoss(Evaluator):
 
     def describe(self) -> dict[str, Any]:
         return super().describe() | {
+            "meanings": MEANINGS,
             "groups": len(self.member_GxC),
             "pairs_left_out": self.left_out,
             "texts": self.pairs.describe(self.preparation),

@@ -15,7 +15,7 @@ import numpy as np
 
 from hybridclip_jax.errors import UserError
 from hybridclip_jax.evals.encode import Values
-from hybridclip_jax.evals.evaluator import Predictions, Preparation, beside
+from hybridclip_jax.evals.evaluator import Field, Predictions, Preparation, beside, with_intervals
 from hybridclip_jax.evals.intervals import Interval
 from hybridclip_jax.evals.zero_shot import PromptPair, ZeroShot, class_embedding
 
@@ -45,18 +45,18 @@ class CheXZeroCompat(ZeroShot):
     """`chexzero` with the bootstrap of CheXzero's code, and its single-template mode for prompts without negatives.
 
     Values are those of ZeroShot, but `auroc/<label>` is the mean over resamples and `auroc_point/<label>` that of the
-    set. UserError for `validation`: the bootstrap of F1 and MCC in their code has no seed, so no number of it can be
-    had again; and for a single label without negative prompts, which cannot be standardised.
+    set. There is no F1 or MCC: their bootstrap in that code has no seed, so that no number of it can be had again.
+    UserError for a single label without negative prompts, which cannot be standardised.
     """
 
+    FIELDS: ClassVar[Mapping[str, Field]] = {
+        key: field for key, field in ZeroShot.FIELDS.items() if key != "validation"
+    }
     NEEDS_NEGATIVES: ClassVar[bool] = False
+    # A difference of two means of resamples, with an interval made of the same resamples, is no paired difference.
+    PAIRED: ClassVar[bool] = False
 
     def __init__(self, name: str, entry: Mapping[str, Any], preparation: Preparation) -> None:
-        if entry.get("validation"):
-            raise UserError(
-                f"evals.{name}.validation: CheXzero's bootstrap of F1 and MCC has no seed and cannot be reproduced; "
-                "leave it out, or use protocol chexzero"
-            )
         super().__init__(name, entry, preparation)
         if not self.prompts.has_negatives and len(self.labels) == 1:
             raise UserError(
@@ -67,15 +67,24 @@ class CheXZeroCompat(ZeroShot):
 
     def point(self, predictions: Predictions) -> Values:
         """CheXzero's headline: the means over resamples."""
-        values = super().point(predictions)
-        for name, value_R in self.resampled(predictions).items():
-            if values[name] is not None:
-                values[beside(name, "point")] = values[name]
-                values[name] = float(np.nanmean(value_R))
-        return values
+        return self._means(predictions, self.resampled(predictions))
 
-    def intervals(self, predictions: Predictions) -> dict[str, Interval]:
-        return {name: interval(value_R) for name, value_R in self.resampled(predictions).items()}
+    def score(self, predictions: Predictions) -> Values:
+        drawn = self.resampled(predictions)
+        found = {name: interval(value_R) for name, value_R in drawn.items()}
+        return with_intervals(self._means(predictions, drawn), found)
+
+    def _means(self, predictions: Predictions, drawn: Mapping[str, np.ndarray]) -> Values:
+        values = super().point(predictions)
+        for name, value_R in drawn.items():
+            if values[name] is None:
+                continue
+            values[beside(name, "point")] = values[name]
+            valid = value_R[~np.isnan(value_R)]
+            values[name] = float(valid.mean()) if len(valid) else None
+            if not len(valid):
+                values[beside(name, "why")] = "no resample has a value"
+        return values
 
     def resampled(self, predictions: Predictions) -> dict[str, np.ndarray]:
         blocks = [self.measure(predictions, weight_RxN) for weight_RxN in resamples(len(self.units))]
@@ -89,7 +98,8 @@ class CheXZeroCompat(ZeroShot):
             return super()._scores(image_NxE, pairs)
         cosine_NxK = np.stack([image_NxE @ class_embedding(positive_PxE) for positive_PxE, _ in pairs], axis=1)
         centred_NxK = cosine_NxK - cosine_NxK.mean(axis=1, keepdims=True)
-        return 1 / (1 + np.exp(-centred_NxK / cosine_NxK.std(axis=1, keepdims=True)))
+        with np.errstate(invalid="ignore"):  # an image whose cosines are all alike has no score, and its labels say so
+            return 1 / (1 + np.exp(-centred_NxK / cosine_NxK.std(axis=1, keepdims=True)))
 
 
 def resamples(n: int) -> Iterator[np.ndarray]:
@@ -105,4 +115,10 @@ def interval(value_R: np.ndarray) -> Interval:
     ordered = np.sort(value_R)
     valid = int((~np.isnan(value_R)).sum())
     low, high = (float(ordered[place]) if place < valid else None for place in (LOW, HIGH))
-    return Interval(low, high, valid, None if high is not None else f"{len(ordered) - valid} have no value")
+    return Interval(low, high, valid, _why(len(ordered), valid, low, high))
+
+
+def _why(count: int, valid: int, low: float | None, high: float | None) -> str | None:
+    if high is not None:
+        return None
+    return f"{count - valid} of {count} resamples have no value, so that {'the upper' if low else 'no'} end is missing"

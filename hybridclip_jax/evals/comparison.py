@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from hybridclip_jax.errors import UserError
 from hybridclip_jax.evals import intervals, metrics
 from hybridclip_jax.evals.evaluator import Evaluator, Predictions
 from hybridclip_jax.evals.intervals import Paired
@@ -28,10 +29,18 @@ class Scored:
 def differences(ours: Scored, theirs: Scored) -> dict[str, dict[str, Any]]:
     """By value: {"value", "low", "high", "p", "method", "resamples", "why"}, ours minus theirs.
 
-    A label's AUROC where no patient has two units is compared by DeLong, which gives a p-value; whatever else by the
-    bootstrap over patients: both sides measured in the same resamples, the percentiles of their difference, no
-    p-value. "value" is None where one side has none. Both must have been asked of the same units; ValueError else.
+    A label's zero-shot AUROC (`auroc/<label>`) is compared by DeLong, which gives a p-value, where all patients are
+    known and none has two units; whatever else by the bootstrap over patients: both sides measured in the same
+    resamples, the percentiles of their difference, no p-value. "value" is None where one side has none. UserError for
+    a protocol whose values and resamples are of two kinds. Both sides must have been asked of the same units;
+    ValueError else.
     """
+    if not ours.evaluator.PAIRED:
+        protocol = ours.evaluator.entry["protocol"]
+        raise UserError(
+            f"--against: the values of {protocol} are no values of one set, so that they have no paired "
+            "differences; use protocol chexzero"
+        )
     if not np.array_equal(ours.evaluator.units.patient_N, theirs.evaluator.units.patient_N):
         raise ValueError("paired differences need the same units in the same order")
     points = [side.evaluator.point(side.predictions) for side in (ours, theirs)]
@@ -44,7 +53,7 @@ def differences(ours: Scored, theirs: Scored) -> dict[str, dict[str, Any]]:
         elif (column := _delong_column(name, ours, theirs)) is not None:
             found[name] = _row(a - b, _delong(ours, theirs, column), DELONG, None)
         else:
-            interval = intervals.percentile(drawn[0][name] - drawn[1][name])
+            interval = ours.evaluator.interval(drawn[0][name] - drawn[1][name])
             between = Paired(a - b, interval.low, interval.high, None, interval.why)
             found[name] = _row(a - b, between, BOOTSTRAP, interval.valid)
     return {name: found[name] for name in drawn[0] if name in found}

@@ -48,7 +48,8 @@ class Encode:
     ) -> np.ndarray:
         """Embeddings of the store's images at `image_size` px, float32 [M, E]: of all in order, or of `rows` [M]."""
         whole = (store.spec, store.fingerprint, image_size, b"")
-        key = whole if rows is None else (*whole[:3], rows.tobytes())
+        every = rows is None or np.array_equal(rows, np.arange(len(store)))
+        key = whole if every else (*whole[:3], np.asarray(rows, np.int64).tobytes())
         kept = self._of_these(params)
         if key not in kept and whole in kept:
             return kept[whole][rows]

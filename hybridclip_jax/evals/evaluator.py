@@ -63,6 +63,8 @@ class Evaluator(abc.ABC):
     FIELDS: ClassVar[Mapping[str, Field]] = {}
     # Whether the mean of several models' scores is a score, so that they can be an ensemble.
     AVERAGES: ClassVar[bool] = True
+    # Whether a value and its resamples are of one kind, so that two models can be compared by them.
+    PAIRED: ClassVar[bool] = True
 
     def __init__(self, name: str, entry: Mapping[str, Any], preparation: Preparation) -> None:
         self.name = name
@@ -109,11 +111,22 @@ class Evaluator(abc.ABC):
             "unit": self.units.kind,
             "units": len(self.units),
             "images": len(self.units.row_M),
-            "patients": len(set(self.units.patient_N)),
+            "patients": self.units.named_patients,
             "fields": {key: self.entry[key] for key in self.FIELDS},
             "synthetic": self.store.synthetic,
-            "notes": [],
+            "notes": self._about_patients(),
         }
+
+    def _about_patients(self) -> list[str]:
+        """What their number means for the intervals."""
+        notes, unknown = [], self.units.patients_unknown
+        if unknown:
+            notes.append(
+                f"{unknown:,} of {self.store.manifest['records']:,} records name no patient: each such image or "
+                "study counts as a patient of its own, and intervals are too narrow where one has several"
+            )
+        few = intervals.few_patients(self.units.patients)
+        return [*notes, few] if few else notes
 
     def run(self, encode: Encode, params: Mapping[str, Any]) -> Values:
         """One evaluation of `params`: values by public name, with intervals."""
@@ -123,33 +136,37 @@ class Evaluator(abc.ABC):
         """The values of a model that scores all alike: their names, and which are undefined on this store."""
         return self.point(self.blank())
 
+    def chance_levels(self) -> Values:
+        """`<kind>_chance/<name>`: each value that a model which scores all alike has; undefined ones are left out."""
+        chance = self.measure(self.blank(), np.ones((1, len(self.units))))
+        return {beside(name, "chance"): float(value) for name, [value] in chance.items() if np.isfinite(value)}
+
     def point(self, predictions: Predictions) -> Values:
         """Values without intervals; an undefined one is None beside `<kind>_why/<name>`."""
         values: Values = {}
         reasons = self.reasons(predictions)
         for name, [value] in self.measure(predictions, np.ones((1, len(self.units)))).items():
-            values[name] = None if np.isnan(value) else float(value)
+            values[name] = float(value) if np.isfinite(value) else None
             if values[name] is None:
-                values[beside(name, "why")] = reasons[name]
+                values[beside(name, "why")] = reasons.get(name, "the value is not finite")
         return values | self.constants(predictions)
 
     def score(self, predictions: Predictions) -> Values:
         """`point` with a 95 % bootstrap interval over patients beside each value.
 
         For `auroc/x`: `auroc_lo/x`, `auroc_hi/x` and `auroc_resamples/x`, the number of resamples in which it is
-        defined. None where the value is, or where too few resamples are.
+        defined. Its ends are None where the value is. An end that a value lacks is None beside `auroc_interval_why/x`.
         """
-        values = self.point(predictions)
-        for name, interval in self.intervals(predictions).items():
-            defined = values[name] is not None
-            values[beside(name, "lo")] = interval.low if defined else None
-            values[beside(name, "hi")] = interval.high if defined else None
-            values[beside(name, "resamples")] = interval.valid
-        return values
+        drawn = self.resampled(predictions)
+        return with_intervals(
+            self.point(predictions), {name: self.interval(value_R) for name, value_R in drawn.items()}
+        )
 
-    def intervals(self, predictions: Predictions) -> dict[str, intervals.Interval]:
-        """The bootstrap interval of each value of `measure`."""
-        return {name: intervals.percentile(value_R) for name, value_R in self.resampled(predictions).items()}
+    def interval(self, value_R: np.ndarray) -> intervals.Interval:
+        """The bootstrap interval of a value, or of a difference, from its resamples."""
+        if self.units.patients == 1:  # every resample is the set itself
+            return intervals.Interval(None, None, int(np.isfinite(value_R).sum()), intervals.ONE_PATIENT)
+        return intervals.percentile(value_R)
 
     def resampled(self, predictions: Predictions) -> dict[str, np.ndarray]:
         """Values [resamples] of `measure` by name. The resamples depend on the units' patients alone."""
@@ -170,6 +187,19 @@ def beside(name: str, kind: str) -> str:
     """The public name of what stands beside a value: beside("auroc/Edema", "lo") is "auroc_lo/Edema"."""
     head, _, rest = name.partition("/")
     return f"{head}_{kind}/{rest}"
+
+
+def with_intervals(values: Values, found: Mapping[str, intervals.Interval]) -> Values:
+    """`values` with what stands beside each that has resamples."""
+    values = dict(values)
+    for name, interval in found.items():
+        defined = values[name] is not None
+        values[beside(name, "lo")] = interval.low if defined else None
+        values[beside(name, "hi")] = interval.high if defined else None
+        values[beside(name, "resamples")] = interval.valid
+        if defined and interval.why:
+            values[beside(name, "interval_why")] = interval.why
+    return values
 
 
 def mean(predictions: Sequence[Predictions]) -> Predictions:

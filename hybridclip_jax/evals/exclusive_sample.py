@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 
 from hybridclip_jax.data.store import TABLE, Store
 from hybridclip_jax.errors import UserError
+from hybridclip_jax.evals import json_file
 from hybridclip_jax.evals.pairs import seeded_order
 from hybridclip_jax.evals.prompt_file import label_key
 from hybridclip_jax.evals.zero_shot import COMPETITION
@@ -82,8 +83,10 @@ def draw(where: str, store: Store, found: Candidates, per_class: int, seed: int)
     A row's place in that order depends on the seed and its number alone, so a record that could not be prepared
     changes only itself.
     """
-    if per_class < 1 or seed < 0:
-        raise UserError(f"{where}: per_class = {per_class} must be at least 1 and seed = {seed} at least 0")
+    if per_class < 1:
+        raise UserError(f"{where}.per_class = {per_class}: must be at least 1")
+    if not 0 <= seed < 2**64:
+        raise UserError(f"{where}.seed = {seed}: must be at least 0 and below 2**64")
     if short := [f"{len(rows):,} {label}" for label, rows in found.items() if len(rows) < per_class]:
         raise UserError(
             f"{store.spec} has only {', '.join(short)} (frontal, no other finding), and {where}.per_class = "
@@ -103,18 +106,16 @@ def read(path: Path, store: Store, found: Candidates) -> Sample:
     UserError names the file, and the class or source row that does not fit the store.
     """
     try:
-        content = json.loads(path.read_bytes())
+        _, content = json_file.read(path)
     except OSError as error:
         raise UserError(f"{path}: no such list of source rows by class") from error
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON: {error}") from error
     if isinstance(content, dict) and isinstance(content.get("evaluation"), dict):
         content = content["evaluation"].get("sample")
     rows = content.get("rows") if isinstance(content, dict) and content.get("format") == FORMAT else None
     if not isinstance(rows, dict):
         raise UserError(f'{path}: a list is a JSON object with "format": {FORMAT} and "rows": {{CLASS: [source rows]}}')
     by_key = {label_key(label): chosen for label, chosen in rows.items()}
-    if sorted(by_key) != sorted(COMPETITION):
+    if sorted(by_key) != sorted(COMPETITION) or len(by_key) < len(rows):
         raise UserError(f"{path}: 'rows' must name the five classes {', '.join(found)}, each once")
     return Sample(
         {label: _checked(path, label, by_key[label_key(label)], store, there) for label, there in found.items()}, {}

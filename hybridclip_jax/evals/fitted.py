@@ -18,7 +18,8 @@ from hybridclip_jax.evals.units import Units
 class Fitted(Evaluator):
     """Opens the three stores; UserError where one is not named, or two of them share patients or images.
 
-    Features are the model's embeddings of images: after the projection, L2-normalised.
+    Features are the model's embeddings of images: after the projection, L2-normalised. A protocol may replace the
+    units of each store by those that it uses.
     """
 
     FIELDS: ClassVar[Mapping[str, Field]] = {
@@ -29,6 +30,7 @@ class Fitted(Evaluator):
     def __init__(self, name: str, entry: Mapping[str, Any], preparation: Preparation) -> None:
         super().__init__(name, entry, preparation)
         self.train, self.validation = self._open("train"), self._open("validation")
+        self.train_units, self.validation_units = (Units.of(s, self.units.kind) for s in (self.train, self.validation))
         self.notes = [
             *apart.check(f"evals.{name}.train", self.train, self.store),
             *apart.check(f"evals.{name}.validation", self.validation, self.store),
@@ -40,11 +42,14 @@ class Fitted(Evaluator):
             raise UserError(f"evals.{self.name}.{field} is empty: name a store, PATH[:SPLIT]")
         return self.preparation.open_store(self.entry[field])
 
-    def features(self, encode: Encode, params: Mapping[str, Any], store: Store, units: Units) -> np.ndarray:
-        """Unit vectors float64 [N, E] of the units of one of the three stores."""
-        # Asked for as a whole, the images are shared with the evaluators that read all of the store.
-        rows = None if len(units.row_M) == len(store) else units.row_M
-        return units.embeddings(encode.of_store(params, store, self.preparation.image_size, rows))
+    def features(self, encode: Encode, params: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Unit vectors float64 [N, E] of the units of train, of validation and of the measured store."""
+
+        def of(store: Store, units: Units) -> np.ndarray:
+            return units.embeddings(encode.of_store(params, store, self.preparation.image_size, units.row_M))
+
+        train_NxE, validation_NxE = of(self.train, self.train_units), of(self.validation, self.validation_units)
+        return train_NxE, validation_NxE, of(self.store, self.units)
 
     def describe(self) -> dict[str, Any]:
         said = super().describe()

@@ -25,7 +25,12 @@ def of(labels: Sequence[str], truth_NxK: np.ndarray) -> Counts:
     }
 
 
-def warnings(counts: Counts) -> list[str]:
-    """A sentence for each label with too few units of either class to say much; see `metrics.small_class`."""
-    said = {label: metrics.small_class(n["positives"], n["negatives"]) for label, n in counts.items()}
-    return [f"{label}: {sentence}" for label, sentence in said.items() if sentence]
+def warnings(labels: Sequence[str], truth_NxK: np.ndarray, patient_N: np.ndarray) -> list[str]:
+    """A sentence for each label with too few patients of either class to say much; see `metrics.small_class`."""
+    said = []
+    for label, truth_N in zip(labels, truth_NxK.T, strict=True):
+        positive, negative = (patient_N[truth_N == value] for value in (1, 0))
+        rows, patients = (len(positive), len(negative)), (len(set(positive)), len(set(negative)))
+        if sentence := metrics.small_class(rows, patients):
+            said.append(f"{label}: {sentence}")
+    return said

@@ -13,32 +13,44 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from hybridclip_jax.data.tokenizer import clean
 from hybridclip_jax.errors import UserError
-from hybridclip_jax.evals import label_counts
+from hybridclip_jax.evals import binary_labels, label_counts
 from hybridclip_jax.evals.encode import Encode, Values
 from hybridclip_jax.evals.evaluator import Evaluator, Field, Predictions, Preparation
 from hybridclip_jax.evals.limits_labels import LabelTests
 from hybridclip_jax.evals.limits_text import CUT, GROUP, TextTests
+from hybridclip_jax.evals.pairs import text_rows
+
+# By kind of value.
+MEANINGS = {
+    "negation": 'balanced accuracy of choosing by cosine, between "X" and "no X", what the label says',
+    "negation_cosine": 'cosine between "X" and "no X"; 1 is a model that cannot see the "no"',
+    "sides": "preferred: share of images closer to their own text than to it with left and right swapped, a tie a "
+    "half; cosine: between the two texts, 1 is a model that cannot tell them apart; texts: how many name a side",
+    "order": "preferred: share of images closer to their own text than to its sentences from last to first, a tie a "
+    "half; cosine: between the two, 1 is a model that cannot tell them apart; texts: how many were asked about",
+    "truncation": f"beyond_{CUT}: share of texts longer than {CUT} tokens; recall_whole, recall_cut: share of images "
+    f"that find their own text first among {GROUP} such texts, whole and cut to {CUT} tokens; recall_gain, "
+    "cosine_gain: whole minus cut; texts: how many were asked about",
+    "wording_bare": "AUROC under the shipped prompt file chexzero",
+    "wording_templated": "AUROC under the shipped prompt file templated",
+    "wording_spread": "the higher of the two AUROCs minus the lower, so never below 0, its interval neither",
+    "wording_backwards": "how many labels have an AUROC whose interval lies below 0.5, as one in forty has by chance",
+    "duplicates": "share: of units whose text occurs again; ceiling: the most that recall at 1 by index can be, as k "
+    "units of one text share one first place; texts: of how many units",
+}
 
 
 class Limits(Evaluator):
-    """Six tests. Each value has an interval over patients, and its chance level as `<kind>_chance/<rest>`.
+    """Six tests; MEANINGS says what each value is.
 
-    negation/<label>, negation/mean: balanced accuracy of choosing by cosine, between "X" and "no X", what the label
-        says. negation_cosine/...: cosine between the two statements; 1 is a model that cannot see the "no".
-    sides/preferred: share of images that are closer to their own text than to it with left and right swapped.
-    order/preferred: the same against the text's sentences from last to first. sides/cosine, order/cosine: between the
-        two texts; 1 is a model that cannot tell them apart.
-    truncation/beyond_77: share of texts longer than 77 tokens. truncation/recall_whole, truncation/recall_cut: share
-        of images that find their own text first among 16 such texts, whole and cut to 77 tokens.
-        truncation/recall_gain, truncation/cosine_gain: whole minus cut.
-    wording_bare/<label>, wording_templated/<label>: AUROC under two shipped prompt files. wording_spread/<label>:
-        the higher minus the lower, so never below 0, its interval neither. wording_backwards/bare and templated: how
-        many labels have an interval below 0.5, as one in forty has by chance; `wording_backwards_why/...` names them.
-    duplicates/share: of units whose text occurs again. duplicates/ceiling: the most that recall at 1 by index can be,
-        as k units of one text share one first place.
+    Values, each with an interval over patients and its chance level as `<kind>_chance/<rest>`: `negation/<label>`,
+    `wording_bare/<label>`, `wording_templated/<label>` and `wording_spread/<label>`, and the `mean` of each;
+    `sides/...`, `order/...`, `truncation/...` and `duplicates/...`. Without an interval: `negation_cosine/<label>`,
+    `wording_backwards/bare` and `/templated`, and `wording_backwards_labels/...`, which labels those are.
 
-    Labels are tested on all units, texts on at most `sample` of them, a study by its first image's text. A store
+    Labels are tested on all units, texts on at most `sample` of them, a study by the first text of its images. A store
     without labels has no values of negation and wording. UserError for a store with neither, for labels outside 0
     and 1, and for a prompt longer than the context.
     """
@@ -52,19 +64,14 @@ class Limits(Evaluator):
         super().__init__(name, entry, preparation)
         if self.entry["sample"] < 1:
             raise UserError(f"evals.{name}.sample = {self.entry['sample']}: must be at least 1")
-        texts = [self.store.texts[row] for row in self.units.row_N]
+        told = np.array([bool(clean(text)) for text in self.store.texts])
+        texts = [self.store.texts[row] for row in text_rows(told, self.units)]
         self.of_texts = TextTests(texts, self.entry["sample"], preparation)
-        labels = self._labels()
+        names = self.store.label_names
+        labels = dict(zip(names, binary_labels.of(self.store, self.units, names).T, strict=True))
         self.of_labels = LabelTests(f"evals.{name}", labels, preparation) if labels else None
         if not labels and not self.of_texts.told_N.any():
             raise UserError(f"{self.entry['data']} has neither texts nor label columns: limits needs one of them")
-
-    def _labels(self) -> dict[str, np.ndarray]:
-        labels = {label: self.units.labels(self.store.labels[label]) for label in self.store.label_names}
-        for label, truth_N in labels.items():
-            if not np.isin(truth_N[~np.isnan(truth_N)], (0.0, 1.0)).all():
-                raise UserError(f"{self.entry['data']}: label {label!r} holds values other than 0, 1 and unknown")
-        return labels
 
     @property
     def _tests(self) -> list[LabelTests | TextTests]:
@@ -106,13 +113,16 @@ class Limits(Evaluator):
         described = super().describe() | {
             "texts": {"with_text": int(self.of_texts.told_N.sum()), "read": len(self.of_texts.sample_S)},
             "contrasts": {test: len(contrasts) for test, contrasts in self.of_texts.contrasts.items()},
+            "meanings": MEANINGS,
             "cut": {"tokens": CUT, "found_among": GROUP, "context": self.preparation.context},
         }
         if self.of_labels is None:
             described["notes"].append("the store has no label columns: negation and wording are not tested")
             return described
         described |= self.of_labels.describe()
-        described["notes"] += label_counts.warnings(described["labels"])
+        described["notes"] += label_counts.warnings(
+            tuple(self.of_labels.labels), np.stack(list(self.of_labels.labels.values()), axis=1), self.units.patient_N
+        )
         return described
 
 

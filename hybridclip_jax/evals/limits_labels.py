@@ -99,7 +99,7 @@ class LabelTests:
             names = [label for label, high in ends.items() if isinstance(high, float) and high < 0.5]
             found[f"wording_backwards/{wording}"] = len(names)
             if names:
-                found[f"wording_backwards_why/{wording}"] = f"the interval lies below 0.5 for {', '.join(names)}"
+                found[f"wording_backwards_labels/{wording}"] = ", ".join(names)
         return found
 
     def describe(self) -> dict[str, Any]:

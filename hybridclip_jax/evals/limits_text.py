@@ -14,6 +14,7 @@ from hybridclip_jax.evals.encode import Encode, Values
 from hybridclip_jax.evals.evaluator import Preparation, beside
 from hybridclip_jax.evals.pairs import numbered, seeded_order
 from hybridclip_jax.evals.preference import found_first, preferred, weighted_mean
+from hybridclip_jax.evals.units import normalised
 
 CUT = 77  # tokens: the context of CLIP and of CheXzero's released weights
 GROUP = 16  # texts that one is found among, whole and cut: few enough that a small store has some groups
@@ -136,6 +137,5 @@ class TextTests:
         for context, texts in wanted.items():
             if texts:
                 text_UxE = encode.of_texts(params, list(texts), self.preparation.tokenizer, context).astype(np.float64)
-                text_UxE /= np.linalg.norm(text_UxE, axis=1, keepdims=True)
-                vector |= zip(((text, context) for text in texts), text_UxE, strict=True)
+                vector |= zip(((text, context) for text in texts), normalised(text_UxE), strict=True)
         return lambda texts, context: np.stack([vector[text, context] for text in texts])

@@ -11,14 +11,12 @@ from typing import Any, ClassVar
 import numpy as np
 
 from hybridclip_jax import logs
-from hybridclip_jax.data.store import Store
 from hybridclip_jax.errors import UserError
-from hybridclip_jax.evals import label_counts, metrics, probe
+from hybridclip_jax.evals import binary_labels, label_counts, metrics, probe
 from hybridclip_jax.evals.encode import Encode, Values
 from hybridclip_jax.evals.evaluator import Field, Predictions, Preparation, beside
 from hybridclip_jax.evals.fitted import Fitted
 from hybridclip_jax.evals.pairs import numbered, seeded_order
-from hybridclip_jax.evals.units import Units
 
 
 class LinearProbe(Fitted):
@@ -41,9 +39,8 @@ class LinearProbe(Fitted):
         super().__init__(name, entry, preparation)
         self.fractions = self._fractions()
         self.labels = self._labels()
-        self.train_units, self.validation_units = (Units.of(s, self.units.kind) for s in (self.train, self.validation))
         self.train_truth, self.validation_truth, self.truth = (
-            np.stack([units.labels(store.labels[label]) for label in self.labels], axis=1)
+            binary_labels.of(store, units, self.labels)
             for store, units in (
                 (self.train, self.train_units),
                 (self.validation, self.validation_units),
@@ -53,11 +50,11 @@ class LinearProbe(Fitted):
         patient_N = numbered(self.train_units.patient_N.tolist())
         place_P = np.argsort(seeded_order(int(patient_N.max()) + 1))
         self.chosen = {
-            text: np.flatnonzero(place_P[patient_N] < math.ceil(share * len(place_P)))
+            text: np.flatnonzero(place_P[patient_N] < _share(share, len(place_P)))
             for text, share in self.fractions.items()
         }
         self.columns = tuple(f"{label}@{text}" for text in self.fractions for label in self.labels)
-        self.strengths: dict[str, float] = {}  # of the model that was scored last
+        self.strengths: dict[str, float] = {}  # of the model that this evaluator scored last
         self._unfit = self._why_unfit()
 
     def _fractions(self) -> dict[str, float]:
@@ -71,7 +68,7 @@ class LinearProbe(Fitted):
             raise UserError(
                 f"evals.{self.name}.fractions = {given!r}: must be numbers above 0 and up to 1, as in 0.01,0.1,1"
             )
-        return {f"{share:g}": share for share in shares}
+        return {str(share).removesuffix(".0"): share for share in shares}
 
     def _labels(self) -> tuple[str, ...]:
         stores = {"train": self.train, "validation": self.validation, "data": self.store}
@@ -79,8 +76,6 @@ class LinearProbe(Fitted):
         if not common:
             have = "; ".join(f"{field} has {', '.join(s.label_names) or 'none'}" for field, s in stores.items())
             raise UserError(f"evals.{self.name}: the three stores have no label in common: {have}")
-        for store in stores.values():
-            _refuse_other_values(store, common)
         if left_out := sorted({name for s in stores.values() for name in s.label_names} - set(common)):
             self.notes.append(f"left out, because not all three stores have them: {', '.join(left_out)}")
         return common
@@ -99,17 +94,10 @@ class LinearProbe(Fitted):
 
     def predict(self, encode: Encode, params: Mapping[str, Any]) -> Predictions:
         """Probability of each label from the probe of each fraction; NaN where there is none."""
-        train_NxE, validation_NxE, test_NxE = (
-            self.features(encode, params, store, units)
-            for store, units in (
-                (self.train, self.train_units),
-                (self.validation, self.validation_units),
-                (self.store, self.units),
-            )
-        )
+        train_NxE, validation_NxE, test_NxE = features = self.features(encode, params)
         score_NxK = np.full((len(self.units), len(self.columns)), np.nan)
         self.strengths = {}
-        finite = all(np.isfinite(feature).all() for feature in (train_NxE, validation_NxE, test_NxE))
+        finite = all(np.isfinite(feature).all() for feature in features)
         to_fit = [column for column in self.columns if finite and column not in self._unfit]
         bar = logs.Progress(len(to_fit), "probe", "fit")
         for text, rows in self.chosen.items():
@@ -166,12 +154,12 @@ class LinearProbe(Fitted):
 
     def describe(self) -> dict[str, Any]:
         said = super().describe()
-        labels = label_counts.of(self.labels, self.truth)
-        said["notes"] += [*label_counts.warnings(labels), *self._uneven()]
+        labels, known = label_counts.of(self.labels, self.truth), self.train_units.named_patients
+        said["notes"] += [*label_counts.warnings(self.labels, self.truth, self.units.patient_N), *self._uneven()]
         said["train"]["fractions"] = {
             text: {
                 "units": len(rows),
-                "patients": len(set(self.train_units.patient_N[rows])),
+                "patients": None if known is None else len(set(self.train_units.patient_N[rows])),
                 "labels": label_counts.of(self.labels, self.train_truth[rows]),
             }
             for text, rows in self.chosen.items()
@@ -179,7 +167,12 @@ class LinearProbe(Fitted):
         said["validation"]["labels"] = label_counts.of(self.labels, self.validation_truth)
         return said | {
             "labels": labels,
-            "strengths": {"grid": list(probe.STRENGTHS), "chosen for the model scored last": dict(self.strengths)},
+            "meanings": {
+                f"probe_auroc@{text}": "AUROC of a logistic regression on embeddings of "
+                f"{100 * share:g} % of the patients of train"
+                for text, share in self.fractions.items()
+            },
+            "strengths": {"grid": list(probe.STRENGTHS), "chosen for the first model": dict(self.strengths)},
         }
 
     def _uneven(self) -> list[str]:
@@ -204,8 +197,6 @@ class LinearProbe(Fitted):
         return {column: reason for column, reason in why.items() if reason} | self._unfit
 
 
-def _refuse_other_values(store: Store, labels: tuple[str, ...]) -> None:
-    for label in labels:
-        values = store.labels[label]
-        if not np.isin(values[~np.isnan(values)], (0.0, 1.0)).all():
-            raise UserError(f"{store.spec}: label {label!r} holds values other than 0, 1 and unknown")
+def _share(share: float, of: int) -> int:
+    """How many of `of` patients a share is, rounded up, at least one."""
+    return max(1, math.ceil(round(share * of, 9)))  # as 0.07 * 100 is a little more than 7

@@ -14,17 +14,27 @@ from hybridclip_jax.data.store import Store
 from hybridclip_jax.errors import UserError
 from hybridclip_jax.evals import label_counts, metrics, prompt_file
 from hybridclip_jax.evals.encode import Encode, Values
-from hybridclip_jax.evals.evaluator import Evaluator, Field, Predictions, Preparation, beside
+from hybridclip_jax.evals.evaluator import Evaluator, Field, Predictions, Preparation
 from hybridclip_jax.evals.prompt_tokens import PromptTokens
-from hybridclip_jax.evals.units import Units
+from hybridclip_jax.evals.units import Units, normalised
+
+# By kind of value.
+MEANINGS = {
+    "accuracy": "share of images whose class has the highest score; chance: each image shared evenly by the classes",
+    "accuracy_majority": "accuracy of always naming the most frequent class",
+    "f1": "weighted: F1 of the classes, averaged by their size; macro: averaged as they are; chance: of the table in "
+    "which every image is shared evenly among the classes",
+    "recall": "share of a class's images whose class has the highest score",
+}
 
 
 class MultiClass(Evaluator):
     """Accuracy, F1 and recall of the class with the highest score.
 
     Values: `accuracy/mean`, `f1/weighted` (by each class's share), `f1/macro`, `recall/<class>`; beside each what
-    choosing by lot would give (`accuracy_chance/mean`), and `accuracy_majority/mean`, what always naming the most
-    frequent class would. Classes that score alike share an image evenly: a model that scores all alike is at chance.
+    a model that scores all alike has (`accuracy_chance/mean`), and `accuracy_majority/mean`, what always naming the
+    most frequent class has. Classes that score alike share an image evenly; `f1_chance` is the F1 of the table that
+    this gives, with each class chosen for 1/K of the images of every class.
     """
 
     FIELDS: ClassVar[Mapping[str, Field]] = {
@@ -33,10 +43,7 @@ class MultiClass(Evaluator):
 
     def __init__(self, name: str, entry: Mapping[str, Any], preparation: Preparation) -> None:
         super().__init__(name, entry, preparation)
-        if self.units.kind != "image":
-            raise UserError(
-                f"evals.{name}.unit = {self.units.kind}: {self.entry['protocol']} is of images; leave it out"
-            )
+        images_only(self)
         self.classes, row_M, class_M = self._choose()
         self.units = Units.of(self.store, "image", row_M)
         self.truth_NxK = np.eye(len(self.classes))[class_M]
@@ -61,7 +68,7 @@ class MultiClass(Evaluator):
         groups = self.tokens.embed(encode, params)
         image_MxE = encode.of_store(params, self.store, self.preparation.image_size, self.units.row_M)
         image_NxE = self.units.embeddings(image_MxE)
-        columns = [self._score(image_NxE @ text_PxE.T) for text_PxE in groups]
+        columns = [self._score(image_NxE @ normalised(text_PxE).T) for text_PxE in groups]
         return Predictions(tuple(self.classes), np.stack(columns, axis=1), self.truth_NxK)
 
     def blank(self) -> Predictions:
@@ -89,17 +96,24 @@ class MultiClass(Evaluator):
         return {f"recall/{label}": "no image is of this class" for label in self.classes}
 
     def constants(self, predictions: Predictions) -> Values:
-        by_lot = self.measure(self.blank(), np.ones((1, len(self.units))))
-        values: Values = {
-            beside(name, "chance"): None if np.isnan(value) else float(value) for name, [value] in by_lot.items()
-        }
-        return values | {"accuracy_majority/mean": float(self.truth_NxK.mean(axis=0).max())}
+        return self.chance_levels() | {"accuracy_majority/mean": float(self.truth_NxK.mean(axis=0).max())}
 
     def describe(self) -> dict[str, Any]:
         described = super().describe()
         labels = label_counts.of(self.classes, self.truth_NxK)
-        described["notes"] += label_counts.warnings(labels)
-        return described | {"labels": labels, "prompts": self.prompts.describe(self.classes)}
+        described["notes"] += label_counts.warnings(self.classes, self.truth_NxK, self.units.patient_N)
+        return described | {
+            "labels": labels,
+            "prompts": self.prompts.describe(self.classes),
+            "meanings": MEANINGS,
+        }
+
+
+def images_only(made: Evaluator) -> None:
+    """UserError where the unit is not the image: a class is of one."""
+    if made.units.kind != "image":
+        protocol = made.entry["protocol"]
+        raise UserError(f"evals.{made.name}.unit = {made.units.kind}: {protocol} is of images; leave it out")
 
 
 def exclusive_rows(store: Store) -> tuple[tuple[str, ...], np.ndarray, np.ndarray]:

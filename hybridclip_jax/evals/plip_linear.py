@@ -17,9 +17,9 @@ from hybridclip_jax.data.store import Store
 from hybridclip_jax.errors import UserError
 from hybridclip_jax.evals import label_counts, metrics, probe
 from hybridclip_jax.evals.encode import Encode, Values
-from hybridclip_jax.evals.evaluator import Field, Predictions, Preparation, beside
+from hybridclip_jax.evals.evaluator import Predictions, Preparation
 from hybridclip_jax.evals.fitted import Fitted
-from hybridclip_jax.evals.multi_class import exclusive_rows, highest
+from hybridclip_jax.evals.multi_class import exclusive_rows, highest, images_only
 from hybridclip_jax.evals.units import Units
 
 
@@ -32,21 +32,19 @@ class PlipLinear(Fitted):
     stores do not have the same classes, each with rows to fit.
     """
 
-    FIELDS: ClassVar[Mapping[str, Field]] = Fitted.FIELDS
     # The margins of two models have no common scale.
     AVERAGES: ClassVar[bool] = False
 
     def __init__(self, name: str, entry: Mapping[str, Any], preparation: Preparation) -> None:
         super().__init__(name, entry, preparation)
-        if self.units.kind != "image":
-            raise UserError(f"evals.{name}.unit = {self.units.kind}: plip-linear is of images; leave it out")
+        images_only(self)
         self.classes = tuple(self.store.label_names)
         self.train_units, self.train_class = self._classified("train", self.train)
         self.validation_units, self.validation_class = self._classified("validation", self.validation)
         self.units, self.class_N = self._classified("data", self.store)
         self.truth_NxK = np.eye(len(self.classes))[self.class_N]
         self.columns = tuple(f"{label}@seed{seed}" for seed in probe.SEEDS for label in self.classes)
-        self.alpha: float | None = None  # of the model that was scored last
+        self.alpha: float | None = None  # of the model that this evaluator scored last
 
     def _classified(self, field: str, store: Store) -> tuple[Units, np.ndarray]:
         """The units of exactly one class, and the class of each as its place in `classes`."""
@@ -68,16 +66,9 @@ class PlipLinear(Fitted):
 
     def predict(self, encode: Encode, params: Mapping[str, Any]) -> Predictions:
         """Margins of the classes, one group of columns for each seed."""
-        train_NxE, validation_NxE, test_NxE = (
-            self.features(encode, params, store, units)
-            for store, units in (
-                (self.train, self.train_units),
-                (self.validation, self.validation_units),
-                (self.store, self.units),
-            )
-        )
         self.alpha = None
-        if not all(np.isfinite(feature).all() for feature in (train_NxE, validation_NxE, test_NxE)):
+        train_NxE, validation_NxE, test_NxE = features = self.features(encode, params)
+        if not all(np.isfinite(feature).all() for feature in features):
             return self._predictions(np.full((len(self.units), len(self.columns)), np.nan))
         fitted = probe.fit_classes(train_NxE, self.train_class, validation_NxE, self.validation_class)
         self.alpha = fitted[0].alpha
@@ -111,19 +102,26 @@ class PlipLinear(Fitted):
         return dict.fromkeys(names, "the model's embeddings are not all finite")
 
     def constants(self, predictions: Predictions) -> Values:
-        chance = self.measure(self.blank(), np.ones((1, len(self.units))))
-        return {beside(name, "chance"): float(value) for name, [value] in chance.items()}
+        return self.chance_levels()
 
     def describe(self) -> dict[str, Any]:
         said = super().describe()
         labels = label_counts.of(self.classes, self.truth_NxK)
-        said["notes"] += label_counts.warnings(labels)
+        said["notes"] += label_counts.warnings(self.classes, self.truth_NxK, self.units.patient_N)
         said["train"]["units"], said["validation"]["units"] = len(self.train_units), len(self.validation_units)
         return said | {
             "labels": labels,
+            "meanings": MEANINGS,
             "seeds": list(probe.SEEDS),
-            "alpha": {"grid": list(probe.ALPHAS), "chosen for the model scored last": self.alpha},
+            "alpha": {"grid": list(probe.ALPHAS), "chosen for the first model": self.alpha},
         }
 
 
+# By kind of value.
+MEANINGS = {
+    "probe_f1": "F1 of a linear classifier on the embeddings, mean over five seeds; macro: the mean over the classes, "
+    "weighted: by the classes' size",
+    "probe_accuracy": "accuracy of the same classifiers, mean over the seeds",
+    "probe_f1_seeds": "lowest and highest macro F1 of a single seed",
+}
 _SEEDS = ("probe_f1_seeds/lowest", "probe_f1_seeds/highest")

@@ -9,13 +9,12 @@ caption is made from the name of its class.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from hybridclip_jax.errors import UserError
-from hybridclip_jax.evals.evaluator import Field
 from hybridclip_jax.evals.multi_class import MultiClass, exclusive_rows
 
 
@@ -25,8 +24,6 @@ class PlipZeroShot(MultiClass):
     Several captions of a class, where a prompt file has them, count by their mean similarity. UserError for a store
     of fewer than two classes or without a row of exactly one.
     """
-
-    FIELDS: ClassVar[Mapping[str, Field]] = MultiClass.FIELDS
 
     def _choose(self) -> tuple[Sequence[str], np.ndarray, np.ndarray]:
         classes, row_M, class_M = exclusive_rows(self.store)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from hybridclip_jax.errors import UserError
+from hybridclip_jax.evals import json_file
 
 FOLDER = Path(__file__).parent / "prompts"
 FORMAT = 1
@@ -86,16 +87,13 @@ class PromptFile:
 
 def load(name_or_path: str) -> PromptFile:
     """Reads a shipped file by its name, or any file by its path; UserError names the file and its fault."""
-    shipped = FOLDER / f"{name_or_path}.json"
-    path = shipped if shipped.is_file() else Path(name_or_path)
     try:
-        raw = path.read_bytes()
-        content = json.loads(raw)
+        shipped = FOLDER / f"{name_or_path}.json"
+        path = shipped if shipped.is_file() else Path(name_or_path)
+        raw, content = json_file.read(path)
     except OSError as error:
         names = ", ".join(sorted(file.stem for file in FOLDER.glob("*.json")))
         raise UserError(f"prompts {name_or_path!r}: neither a file nor one of the shipped sets ({names})") from error
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON: {error}") from error
     return _parse(str(path), content, raw)
 
 
@@ -112,8 +110,14 @@ def _listed(texts: Sequence[str]) -> Any:
 
 
 def _parse(source: str, content: Any, raw: bytes) -> PromptFile:
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise UserError(f'{source}: a prompt file is a JSON object with "format": {FORMAT}')
+    if not isinstance(content, dict) or type(content.get("format")) is not int or content["format"] != FORMAT:
+        example = FOLDER / "chexzero.json"
+        raise UserError(f'{source}: a prompt file is a JSON object with "format": {FORMAT}; {example} is one')
+    try:
+        json.dumps(content, ensure_ascii=False, default=str).encode()
+    except UnicodeEncodeError as error:
+        half = error.object[error.start]
+        raise UserError(f"{source}: holds {half!r}, half of a surrogate pair, which is no text") from error
     if unknown := sorted(set(content) - _KEYS):
         raise UserError(f"{source}: unknown field {unknown[0]!r}; the fields are {', '.join(sorted(_KEYS))}")
     for field in ("name", "version"):
@@ -144,6 +148,9 @@ def _pair(source: str, where: str, entry: object, negatives: bool) -> Pair:
     for side in SIDES if negatives else SIDES[:1]:
         texts = entry.get(side) if isinstance(entry, dict) else None
         if not isinstance(texts, list) or not texts or not all(isinstance(t, str) and t.strip() for t in texts):
-            raise UserError(f"{source}: {where}{side} must be a list of one or more non-empty strings")
+            raise UserError(
+                f"{source}: {where}{side} must be a list of one or more non-empty strings; "
+                f"{FOLDER / 'chexzero.json'} is an example"
+            )
         sides.append(tuple(texts))
     return Pair(sides[0], sides[1] if negatives else ())

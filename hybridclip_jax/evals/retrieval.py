@@ -21,14 +21,21 @@ from hybridclip_jax.evals import metrics
 from hybridclip_jax.evals.encode import Encode, Values
 from hybridclip_jax.evals.evaluator import Evaluator, Field, Predictions, Preparation, beside
 from hybridclip_jax.evals.pairs import ImageTextPairs, numbered, seeded_order
+from hybridclip_jax.evals.preference import TIE, weighted_mean
 
 AT = (1, 5, 10, 50)
 DIRECTIONS = ("i2t", "t2i")
 # The values whose mean is `recall/mean`.
 _HEADLINE = tuple(f"recall_{way}/{k}" for way in DIRECTIONS for k in (1, 5, 10))
-# Cosines of float32 embeddings that differ by less are in no order that could be told from rounding.
-_TIE = 1e-6
 _BLOCK = 4_000_000  # cosines at a time, 16 MB in float32
+
+# By kind of value.
+MEANINGS = {
+    "recall": "mean of the recalls among the first 1, 5 and 10 in both directions",
+    "recall_i2t": "share of images whose text is among the k nearest texts",
+    "recall_t2i": "share of texts whose image is among the k nearest images",
+    "median_rank": "median over the queries of the place of what is found, from 1",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,8 +83,8 @@ def places(query_QxE: np.ndarray, candidate_CxE: np.ndarray, key_QxJ: np.ndarray
         for key_Q, key_C in zip(key_QxJ[start : start + block].T, key_CxJ.T, strict=True):
             positive_BxC |= key_Q[:, None] == key_C
         best_Bx1 = np.max(cosine_BxC, axis=1, keepdims=True, where=positive_BxC, initial=-2)
-        above_BxC = cosine_BxC > best_Bx1 + _TIE
-        equal_BxC = (cosine_BxC >= best_Bx1 - _TIE) & ~above_BxC
+        above_BxC = cosine_BxC > best_Bx1 + TIE
+        equal_BxC = (cosine_BxC >= best_Bx1 - TIE) & ~above_BxC
         parts.append([(mask & side).sum(axis=1) for mask, side in (
             (above_BxC, ~positive_BxC), (equal_BxC, ~positive_BxC), (equal_BxC, positive_BxC)
         )])  # fmt: skip
@@ -167,19 +174,19 @@ class Retrieval(Evaluator):
             if column.startswith("median_rank"):
                 values[column] = metrics.weighted_median(score_N, weight_RxN)
             else:
-                values[column] = _mean(score_N[asked], weight_RxN[:, asked])
+                values[column] = weighted_mean(score_N, asked, weight_RxN)
         return {"recall/mean": np.mean([values[column] for column in _HEADLINE], axis=0), **values}
 
     def reasons(self, predictions: Predictions) -> dict[str, str]:
         return dict.fromkeys(("recall/mean", *self.columns), "the model's embeddings are not all finite")
 
     def constants(self, predictions: Predictions) -> Values:
-        chance = self.measure(self.blank(), np.ones((1, len(self.pairs))))
-        return {beside(name, "chance"): float(value) for name, [value] in chance.items()}
+        return self.chance_levels()
 
     def describe(self) -> dict[str, Any]:
         return super().describe() | {
             "found": self.FOUND,
+            "meanings": MEANINGS,
             "texts": self.pairs.describe(self.preparation),
             "intervals": "patients are drawn again, and queries with them; candidates stay",
         }
@@ -248,9 +255,3 @@ class MultiPositive(Retrieval):
         both_N = numbered(list(zip(study_N.tolist(), text_N.tolist(), strict=True)))
         in_study, with_text, in_both = (np.bincount(key_N)[key_N] for key_N in (study_N, text_N, both_N))
         return in_study + with_text - in_both
-
-
-def _mean(score_N: np.ndarray, weight_RxN: np.ndarray) -> np.ndarray:
-    """Weighted means [R]; NaN in a resample without any weight."""
-    total_R = weight_RxN.sum(axis=1)
-    return np.divide(weight_RxN @ score_N, total_R, out=np.full(len(total_R), np.nan), where=total_R > 0)

@@ -19,16 +19,25 @@ import numpy as np
 
 from hybridclip_jax.data.store import Store
 from hybridclip_jax.errors import UserError
-from hybridclip_jax.evals import apart, label_counts, metrics, prompt_file
+from hybridclip_jax.evals import apart, binary_labels, label_counts, metrics, prompt_file
 from hybridclip_jax.evals.encode import Encode, Values
 from hybridclip_jax.evals.evaluator import Evaluator, Field, Predictions, Preparation, beside
 from hybridclip_jax.evals.prompt_file import label_key
 from hybridclip_jax.evals.prompt_tokens import PromptTokens
-from hybridclip_jax.evals.units import Units
+from hybridclip_jax.evals.units import Units, normalised
 
 # The five labels of the CheXpert competition, over which CheXzero's headline mean is taken.
 COMPETITION = ("atelectasis", "cardiomegaly", "consolidation", "edema", "pleural effusion")
 _AT_THRESHOLD = {"f1": metrics.f1, "mcc": metrics.mcc}
+
+# By kind of value.
+MEANINGS = {
+    "auroc": "how often a positive scores higher than a negative, a tie a half; mean: over the labels that have one; "
+    "mean5: over the five of the CheXpert competition",
+    "f1": "F1 of the positives at the label's threshold",
+    "mcc": "Matthews correlation of label and prediction at the label's threshold",
+    "threshold": "score from which on a label is called present: the one with the largest MCC in the validation store",
+}
 
 PromptPair = tuple[np.ndarray, np.ndarray]  # embeddings of a label's positive and negative prompts, [P, E] each
 ByLabel = dict[str, np.ndarray]  # values [R] by label
@@ -55,7 +64,9 @@ class ZeroShot(Evaluator):
 
     FIELDS: ClassVar[Mapping[str, Field]] = {
         "prompts": Field("chexzero", "a shipped prompt file by name, or any by path"),
-        "labels": Field("", "the labels that are measured, comma-separated; all of the store where empty"),
+        "labels": Field(
+            "", "the labels that are measured, comma-separated (none whose own name holds a comma); all where empty"
+        ),
         "validation": Field("", "a store of other patients that thresholds for F1 and MCC are taken from"),
     }
     NEEDS_NEGATIVES: ClassVar[bool] = True
@@ -163,14 +174,15 @@ class ZeroShot(Evaluator):
     def describe(self) -> dict[str, Any]:
         described = super().describe()
         labels = label_counts.of(self.labels, self.tested.truth_NxK)
-        described["notes"] += [*label_counts.warnings(labels), *self._notes]
-        described |= {"labels": labels, "prompts": self.prompts.describe(self.labels)}
+        few = label_counts.warnings(self.labels, self.tested.truth_NxK, self.units.patient_N)
+        described["notes"] += [*few, *self._notes]
+        described |= {"labels": labels, "prompts": self.prompts.describe(self.labels), "meanings": MEANINGS}
         if self.validation:
             described["validation"] = {
                 "data": self.validation.store.spec,
                 "store_fingerprint": self.validation.store.fingerprint,
                 "units": len(self.validation.units),
-                "patients": len(set(self.validation.units.patient_N)),
+                "patients": self.validation.units.named_patients,
                 "labels": label_counts.of(self.labels, self.validation.truth_NxK),
                 "thresholds": "for each label the score with the largest MCC in this store; present from there upwards",
             }
@@ -184,7 +196,10 @@ class ZeroShot(Evaluator):
             )
         named = tuple(dict.fromkeys(filter(None, (label.strip() for label in self.entry["labels"].split(",")))))
         if unknown := [label for label in named if label not in there]:
-            raise UserError(f"evals.{self.name}.labels: {spec} has no label {unknown[0]!r}; it has {', '.join(there)}")
+            commas = "; a label whose name holds a comma cannot be named" if any("," in one for one in there) else ""
+            raise UserError(
+                f"evals.{self.name}.labels: {spec} has no label {unknown[0]!r}; it has {', '.join(there)}{commas}"
+            )
         return named or tuple(there)
 
     def _labelled(self, store: Store, units: Units) -> _Labelled:
@@ -192,14 +207,10 @@ class ZeroShot(Evaluator):
             if label not in store.labels:
                 has = ", ".join(store.label_names) or "none"
                 raise UserError(f"evals.{self.name}.validation = {store.spec}: has no label {label!r}; it has {has}")
-            values = store.labels[label]
-            if not np.isin(values[~np.isnan(values)], (0.0, 1.0)).all():
-                raise UserError(f"{store.spec}: label {label!r} holds values other than 0, 1 and unknown")
-        truth_NxK = np.stack([units.labels(store.labels[label]) for label in self.labels], axis=1)
-        return _Labelled(store, units, truth_NxK)
+        return _Labelled(store, units, binary_labels.of(store, units, self.labels))
 
     def _open_validation(self) -> tuple[_Labelled | None, list[str]]:
-        if not self.entry["validation"]:
+        if "validation" not in self.FIELDS or not self.entry["validation"]:
             return None, []
         store = self.preparation.open_store(self.entry["validation"])
         notes = apart.check(f"evals.{self.name}.validation", store, self.store)
@@ -218,11 +229,7 @@ def probability(image_NxE: np.ndarray, positive_PxE: np.ndarray, negative_PxE: n
 
 def class_embedding(prompt_PxE: np.ndarray) -> np.ndarray:
     """The unit vector [E] of a class: its L2-normalised prompts averaged, then normalised again."""
-    return _unit(_unit(prompt_PxE).mean(axis=0))
-
-
-def _unit(x: np.ndarray) -> np.ndarray:
-    return x / np.linalg.norm(x, axis=-1, keepdims=True)
+    return normalised(normalised(prompt_PxE).mean(axis=0))
 
 
 def _threshold(predictions: Predictions, k: int) -> tuple[float | None, str | None]:
