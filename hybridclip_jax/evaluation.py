@@ -4,32 +4,33 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
 import os
 import platform
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from hybridclip_jax import inference, lineage, rundir
+from hybridclip_jax import inference, lineage, modelfolder, rundir, selection
+from hybridclip_jax.data.locks import only_one
 from hybridclip_jax.data.store import Store
 from hybridclip_jax.data.thumbnail import data_url
 from hybridclip_jax.errors import StorageError, UserError
 from hybridclip_jax.evals import EVALUATORS, comparison
 from hybridclip_jax.evals.comparison import Scored
 from hybridclip_jax.evals.encode import Encode, Values
-from hybridclip_jax.evals.evaluator import Predictions, beside, mean
+from hybridclip_jax.evals.evaluator import Predictions, mean
 from hybridclip_jax.evals.units import Units
 
 FORMAT = 1
 METRICS, PREDICTIONS, EXAMPLES, PAGE = "metrics.json", "predictions.parquet", "examples.json", "report.html"
-PACKAGES = ("jax", "jaxlib", "flax", "numpy", "scikit-learn", "pillow", "pyarrow")
 
 Show = Callable[[str, int, int], None]  # what is encoded, how many, of how many
 
@@ -77,10 +78,27 @@ def side(
     )
 
 
+def check_all(lineages: Sequence[lineage.Lineage]) -> None:
+    """UserError where one of several models cannot be read: before the first is scored, not after."""
+    for line in lineages if len(lineages) > 1 else ():
+        _refuse_one_tower(line.folder, modelfolder.load(line.folder)[1])
+
+
+def _refuse_one_tower(folder: Path, card: modelfolder.Card) -> None:
+    if card.kind != "dual":
+        raise UserError(f"{folder}: holds the {card.kind} tower alone; evaluate needs a model of two towers")
+
+
 def _ask(
     line: lineage.Lineage, entry: Mapping[str, Any], open_store: Callable[[str], Store], show: Show
 ) -> tuple[Scored, dict[str, Any]]:
     model = inference.load(line.folder)
+    if line.fingerprint not in (None, model.fingerprint):
+        raise UserError(
+            f"{line.folder}: is not the model that {line.run}/best.json names: the run is going on, and best/ changed "
+            "while it was read; run again"
+        )
+    _refuse_one_tower(line.folder, model.card)
     evaluator = EVALUATORS[entry["protocol"]](entry["protocol"], entry, model.preparation(open_store))
     encode = _shown(model.encoders, len(evaluator.units.row_M), str(line.folder), show)
     facts = {
@@ -131,10 +149,9 @@ def body(ours: Side, theirs: Side | None) -> dict[str, Any]:
 
 
 def headline(side: Side) -> Values:
-    """The values of a side that sum others up; each that has an interval where none does."""
-    measured = [name for name in side.values if beside(name, "lo") in side.values]
-    summary = [name for name in measured if name.partition("/")[2] not in side.scored.predictions.columns]
-    return {name: finite(side.values[name]) for name in summary or measured}
+    """The one value of a side to show where one is shown."""
+    name = selection.headline(side.values)
+    return {name: finite(side.values[name])} if name else {}
 
 
 def machine() -> dict[str, Any]:
@@ -145,10 +162,6 @@ def machine() -> dict[str, Any]:
         "cpus": os.cpu_count(),
         "devices": {"kind": devices[0].device_kind, "count": len(devices)},
     }
-
-
-def versions() -> dict[str, str]:
-    return {"python": platform.python_version()} | {name: metadata.version(name) for name in PACKAGES}
 
 
 def examples(scored: Scored, count: int) -> dict[str, Any]:
@@ -185,17 +198,53 @@ def examples(scored: Scored, count: int) -> dict[str, Any]:
 # --- the folder
 
 
-def refuse_other_folder(out: Path) -> None:
-    """UserError unless `out` is new, empty, or holds an earlier evaluation, which is written over."""
+def locked(out: Path) -> contextlib.AbstractContextManager[None]:
+    """Held while `out` is checked and written: two evaluations into one folder would mix their files."""
+    whole = out.resolve()  # "." has no name
+    try:
+        whole.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {out}: {out.parent} cannot be made: {error.strerror}; name another folder") from error
+    busy = f"--out {out}: another evaluate is writing it: wait for it, or name another folder"
+    return only_one(whole.with_name(f"{whole.name}.lock"), busy)
+
+
+def refuse_other_folder(out: Path, models: Sequence[lineage.Lineage], entry: Mapping[str, Any], store: Store) -> None:
+    """UserError unless `out` is new, empty, or holds this very evaluation, which is written over.
+
+    The same are the models' weights, the store by what it holds, and the protocol with its unit and fields.
+    """
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out}: is a file; name a folder")
-    if not out.parent.is_dir():
-        raise UserError(f"--out {out}: no such folder as {out.parent}; make it first")
-    if not out.is_dir() or not any(out.iterdir()):
+    if not out.is_dir():
+        return  # its parent took the lock file
+    try:
+        tempfile.TemporaryFile(dir=out).close()  # now, not when all is scored
+        empty = not any(out.iterdir())
+    except OSError as error:
+        raise StorageError(f"--out {out}: cannot be written: {error.strerror or error}") from error
+    if empty:
         return
     earlier = rundir.read_json(out / METRICS)
     if not (isinstance(earlier, dict) and {"format", "evaluation", "models"} <= earlier.keys()):
         raise UserError(f"--out {out}: holds other files, and no evaluation to write over; name another folder")
+    fields = {key: entry.get(key, field.default) for key, field in EVALUATORS[entry["protocol"]].FIELDS.items()}
+    ours = {key: entry[key] for key in ("protocol", "unit")} | {"store_fingerprint": store.fingerprint}
+    asked = ours | {"split": store.split, "fields": fields, "models": [_stated(line.folder) for line in models]}
+    try:
+        theirs = {key: earlier["evaluation"].get(key) for key in [*ours, "fields"]}
+        theirs["split"] = earlier["evaluation"]["set"]["split"]
+        theirs["models"] = [model["fingerprint"] for model in earlier["models"]]
+    except (AttributeError, KeyError, TypeError):
+        theirs = {}
+    if differ := [key for key in asked if theirs.get(key) != asked[key]]:
+        what = ", ".join(key.replace("store_fingerprint", "data") for key in differ)
+        raise UserError(f"--out {out}: holds another evaluation (of another {what}); name another folder")
+
+
+def _stated(folder: Path) -> str | None:
+    card = rundir.read_json(folder / modelfolder.CARD)
+    return card.get("fingerprint") if isinstance(card, dict) else None
 
 
 def write(out: Path, result: Mapping[str, Any], ours: Side, theirs: Side | None, pictures: Mapping[str, Any]) -> None:
@@ -214,9 +263,14 @@ def write(out: Path, result: Mapping[str, Any], ours: Side, theirs: Side | None,
 
 
 def finite(value: Any) -> Any:
-    """The same, ready for strict JSON: numpy's numbers as Python's, what is not finite as null."""
+    """The same, ready for strict JSON: numpy's numbers as Python's, what is not finite as null.
+
+    Bytes of a path that are no UTF-8 are written as an escape, which every reader can show.
+    """
+    if isinstance(value, str):
+        return value.encode(errors="backslashreplace").decode()
     if isinstance(value, Mapping):
-        return {str(key): finite(part) for key, part in value.items()}
+        return {finite(str(key)): finite(part) for key, part in value.items()}
     if isinstance(value, list | tuple):
         return [finite(part) for part in value]
     if isinstance(value, np.generic | np.ndarray):
@@ -252,15 +306,3 @@ def _identity(store: Store, units: Units) -> dict[str, Any]:
         "patient": [store.patients[row] for row in rows],
         "source_row": store.source_rows[units.row_N],
     }
-
-
-def opened_once() -> Callable[[str], Store]:
-    """Store.open that keeps what it has opened: models of one evaluation read one store."""
-    kept: dict[str, Store] = {}
-
-    def open_store(spec: str) -> Store:
-        if spec not in kept:
-            kept[spec] = Store.open(spec)
-        return kept[spec]
-
-    return open_store

@@ -71,18 +71,20 @@ def _against_training(name: str, held_out: Store, train: Store, *, allowed: bool
         warnings.append(
             f"{where}: {shared} are trained on (data.allow_overlap is on): its values say nothing about other patients"
         )
-    if shared.why:
-        warnings.append(f"{where}: {shared.why}: whether it shares patients with {train.spec} could not be checked")
-    return warnings
+    return warnings + [f"{where}, against {train.spec}: {gap}" for gap in shared.gaps]
 
 
 def _rule(config: Any, evaluators: Mapping[str, Evaluator]) -> selection.Rule:
     select = config.select
-    store = evaluators[select.metric.partition("/")[0]].store
-    rule = selection.Rule(select.metric, select.mode, select.patience, select.keep, store.spec)
+    name, _, key = select.metric.partition("/")
+    chooser = evaluators[name]
+    rule = selection.Rule(select.metric, select.mode, select.patience, select.keep, chooser.store.spec)
     # Asked now: a misspelt or undefined select.metric must not wait for the first evaluation.
-    lines = [{"step": 0, "split": f"eval/{name}", **evaluator.at_chance()} for name, evaluator in evaluators.items()]
-    if not selection.history(lines, rule.metric):
+    values, constants = chooser.at_chance(), chooser.constants(chooser.blank())
+    if isinstance(values.get(key), int | float) and key in constants:
+        measured = min((value for value in values if value not in constants), key=lambda v: not v.endswith("/mean"))
+        raise UserError(f"select.metric = {rule.metric}: measures no model; name another, e.g. {name}/{measured}")
+    if not selection.history([{"step": 0, "split": rule.split, **values}], rule.metric):
         raise UserError(
             f"select.metric = {rule.metric}: undefined on that store (a label needs records that have it and records "
             "that do not); use another metric or another store"
@@ -100,8 +102,8 @@ def _notes(rule: selection.Rule, evaluators: Mapping[str, Evaluator]) -> dict[st
         shared = audit.overlap(evaluator.store, chosen_on)
         if str(shared):
             said = f"shares {shared} with {chosen_on.spec}, on which the checkpoint is chosen: no independent test"
-        elif shared.why:
-            said = f"{shared.why}: whether it shares patients with the store that chooses the checkpoint is not known"
+        elif shared.gaps:
+            said = f"against {chosen_on.spec}, on which the checkpoint is chosen: {'; '.join(shared.gaps)}"
         else:
             said = f"the checkpoint is not chosen by it, nor on any of its patients ({rule.metric} chooses)"
         notes[name] = [said]

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Mapping, Sequence
-from importlib import metadata
 from typing import Any
 
 import numpy as np
 
-from hybridclip_jax import accounting, logs
+from hybridclip_jax import accounting, logs, versions
 from hybridclip_jax.build import Job
-from hybridclip_jax.data.store import Store
-
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "pillow")
+from hybridclip_jax.data.store import Store, parse_spec
 
 
 def body(
@@ -26,9 +22,12 @@ def body(
     stopped: str | None,
     stopped_early: str | None,
     best: Mapping[str, Any] | None,
+    estimate: Mapping[str, float | None],
     command: str,
 ) -> dict[str, Any]:
-    """`lines` of metrics.jsonl. `stopped`: why the run could not go on; `stopped_early`: why it did not need to."""
+    """`lines` of metrics.jsonl. `stopped`: why the run could not go on; `stopped_early`: why it did not need to.
+    `estimate`: PF-days and hours that the whole run was expected to take.
+    """
     rates = [line["pairs_per_s"] for line in lines if line["split"] == "train" and line.get("pairs_per_s")]
     devices = list(job.mesh.devices.flat)
     return {
@@ -40,6 +39,7 @@ def body(
         "wall_s": lines[-1]["wall_s"] if lines else 0.0,
         "pairs_per_s": float(np.median(rates)) if rates else None,
         **meter.summary(),
+        "estimate": estimate,
         "parameters": logs.tower_counts(job.abstract.params, job.model.optimizer.trainable.__contains__),
         "devices": {"kind": devices[0].device_kind, "count": len(devices), "mesh": dict(job.mesh.shape)},
         "data": {
@@ -47,7 +47,7 @@ def body(
             "evals": {name: _of_store(evaluator.store) for name, evaluator in job.evaluators.items()},
         },
         "evaluations": evaluations(job),
-        "versions": {"python": platform.python_version()} | {name: metadata.version(name) for name in PACKAGES},
+        "versions": versions.installed(),
         "command": command,
         "synthetic": job.synthetic,
         "warnings": list(job.warnings),
@@ -72,6 +72,8 @@ def eval_share(meter: accounting.Meter) -> str:
 def _of_store(store: Store) -> dict[str, Any]:
     return {
         "spec": store.spec,
+        # where a relative spec was opened: elsewhere it may name another store
+        "path": str(parse_spec(store.spec)[0].resolve()),
         "records": len(store),
         "patients": len(store.patient_set),
         "synthetic": store.synthetic,

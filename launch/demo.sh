@@ -35,6 +35,7 @@ if [[ ! -f "$test/report.html" ]]; then
   "$PYTHON" -m hybridclip_jax.cli evaluate --model "$workdir" --data "$store:test" --protocol chexzero \
     --prompts templated --examples 4 --out "$test"
 fi
+"$PYTHON" -m hybridclip_jax.cli report "$workdir" >/dev/null # its page lists what evaluated it
 
 echo
 echo "report: $workdir/report.html (open it in a browser)   curves: $workdir/tb   model: $workdir/best"

@@ -85,6 +85,7 @@ def make_run(
             "synthetic": synthetic,
             "stopped_early": None,
             "eval_share": {"flops": 0.0123, "wall": 0.25},
+            "estimate": {"pf_days": 0.005, "hours": 1.5},
             "evaluations": {"other": description("stores/a:other", [label, LABELS[2]], synthetic=synthetic)},
         }
         (workdir / "best.json").write_text(json.dumps(best))
@@ -106,6 +107,7 @@ def description(data: str, labels: list[str], *, synthetic: bool = False, **more
         "fields": {"prompts": "chexzero"},
         "synthetic": synthetic,
         "notes": ["nodule has 7 positives: its interval is wide"],
+        "meanings": {"mcc": "correlation of calls and truth", "auroc": "area under the ROC curve"},
         "labels": {label: {"positives": 7, "negatives": 489, "unknown": 4} for label in labels},
         "prompts": {
             "name": "chexzero",

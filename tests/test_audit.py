@@ -189,6 +189,10 @@ def test_of_how_many_records_the_patient_is_not_known_is_said(tmp_path: Path) ->
     (pair,) = audit["pairs"]
     assert pair["patients"] == 1
     assert pair["ids_why"] == f"not comparable by id in part: no patient is known of 1 of 3 records of {a}"
+    shared = overlap(Store.open(str(a)), Store.open(str(b)))
+    assert (str(shared), shared.gaps) == ("1 patient and 1 image", [f"not every patient checked: {pair['ids_why']}"])
+    apart = overlap(Store.open(str(a)), Store.open(str(prepared(tmp_path / "c", [row(7)]))))
+    assert (str(apart), apart.nothing) == ("", "no known patient and no image")
 
 
 def test_images_prepared_differently_are_not_comparable_by_pixel_unless_some_are_equal(tmp_path: Path) -> None:
@@ -198,6 +202,8 @@ def test_images_prepared_differently_are_not_comparable_by_pixel_unless_some_are
     pair = two_of(tmp_path / "wide", wide, (), ("--resize", "stretch"))
     assert pair["images"] is None
     assert pair["images_why"] == "not comparable by pixel: prepared with different resize"
+    shared = overlap(*(Store.open(str(tmp_path / "wide" / name / "store")) for name in "ab"))
+    assert (shared.images, shared.gaps) == (None, [f"images not checked: {pair['images_why']}"])
     pair = two(tmp_path / "colour", b=("--colour",))
     assert pair["images"] is None
     assert pair["images_why"] == "not comparable by pixel: 1 and 3 channels"

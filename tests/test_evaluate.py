@@ -17,10 +17,11 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from planted import clouds, prepared
 from sklearn.metrics import roc_auc_score, roc_curve
 
 import hybridclip_jax as hc
-from hybridclip_jax import cli, evaluation, inference, lineage, train
+from hybridclip_jax import cli, evaluation, inference, lineage, modelfolder, summary, train
 from hybridclip_jax import config as configs
 from hybridclip_jax.data.store import Store
 from hybridclip_jax.data.store_writer import Record, StoreWriter
@@ -119,7 +120,7 @@ def test_a_run_is_evaluated_on_its_test_patients(trained: Path, evaluated: tuple
     assert found["models"][0] | {"step": best["step"], "why": best["why"], "run": str(run)} == found["models"][0]
     assert f"step {best['step']}" in said and best["why"] in said
     assert found["chosen"] == best["why"]
-    assert found["synthetic"] and "synthetic" in said
+    assert found["synthetic"] and "Synthetic data" in said
     assert found["checks"]["training"].startswith(f"no patient and no image of {test.spec} is in {stores}/whole:train")
     assert found["checks"]["selection"].startswith(f"no patient and no image of {test.spec} is in {stores}/whole:val")
     assert (found["used_before"], found["warnings"], found["each"], found["against"]) == ([], [], [], None)
@@ -419,8 +420,13 @@ def test_a_bare_folder_is_not_checked_unless_told_what_it_was_trained_on(
 ) -> None:
     bare = Path(shutil.copytree(run / "best", tmp_path / "bare"))
     assert evaluate(tmp_path / "out", f"{stores}/leaky:test", bare) == 0
-    assert result(tmp_path / "out")["checks"]["training"].startswith("not checked")
-    assert "--trained-on" in capsys.readouterr().out
+    found, said = result(tmp_path / "out"), capsys.readouterr().out
+    for check, words in (("training", "what it was trained on"), ("selection", "on what it was chosen")):
+        sentence = found["checks"][check]
+        assert sentence.startswith("not checked") and words.replace(" it ", f" {bare} ") in sentence
+        assert sentence in found["warnings"] and f"warning: {sentence}" in said
+        assert sentence in (tmp_path / "out" / "report.html").read_text().partition("<table")[0], "a banner, on top"
+    assert "--trained-on" in said
     trained_on = ["--trained-on", f"{stores}/whole:train"]
     assert evaluate(tmp_path / "out", f"{stores}/leaky:test", bare, more=trained_on) == 2
     assert "trained on" in capsys.readouterr().err
@@ -435,6 +441,82 @@ def test_a_store_that_is_gone_is_a_check_that_was_not_made(run: Path, stores: Pa
     for model in (run, run / "best", run / "kept" / "step-1"):
         found = lineage.check(Store.open(f"{stores}/whole:test"), [lineage.of(model)])
         assert found.checks["training"].startswith("not checked: gone:train") and not found.faults
+        assert found.warnings == [found.checks["training"]]
+
+
+def relative(run: Path, spec: str, path: Path) -> None:
+    """As if the run had been started beside its training store, under this name."""
+    config, noted = (json.loads((run / name).read_text()) for name in ("config.json", "summary.json"))
+    config["data"]["train"] = noted["data"]["train"]["spec"] = spec
+    noted["data"]["train"]["path"] = str(path)
+    (run / "config.json").write_text(json.dumps(config))
+    (run / "summary.json").write_text(json.dumps(noted))
+
+
+def test_a_run_notes_where_its_stores_lie(trained: Path, stores: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = json.loads((trained / "summary.json").read_text())["data"]
+    assert data["train"]["path"] == data["evals"]["bare"]["path"] == str((stores / "whole").resolve())
+    monkeypatch.chdir(stores)
+    assert summary._of_store(Store.open("whole:train"))["path"] == str((stores / "whole").resolve())
+
+
+def test_the_training_store_is_found_from_any_working_directory(
+    run: Path,
+    stores: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Where the caller stands, another store has the name that the run's config gives: it shares no patient."""
+    leaky = Store.open(f"{stores}/leaky:test")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    relative(run, "whole:train", stores / "whole")
+    for decoy in (False, True):
+        if decoy:
+            shutil.copytree(stores / "leaky", tmp_path / "here" / "whole")
+        assert lineage.check(leaky, [lineage.of(run)]).faults, "the run's own place decides"
+        assert evaluate(tmp_path / "out", leaky.spec, run) == 2
+        assert f"{stores}/whole:train, which was trained on" in capsys.readouterr().err
+    relative(run, "whole:train", tmp_path / "gone")
+    found = lineage.check(leaky, [lineage.of(run)])
+    assert not [fault for fault in found.faults if fault.endswith(lineage.TRAINED)], "the decoy shares nothing"
+    assert "what is here has changed since the run" in found.warnings[0]
+    assert "not checked" in found.checks["training"]
+    told = lineage.check(leaky, [lineage.of(run)], [f"{stores}/whole:train"])
+    assert told.faults and "not checked" not in told.checks["training"], "this is what the run read"
+    (run / "summary.json").unlink()
+    assert "no summary.json" in lineage.check(leaky, [lineage.of(run)]).warnings[0]
+
+
+def test_two_runs_of_one_training_store_are_told_once(run: Path, stores: Path, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(run, tmp_path / "other"))
+    found = lineage.check(Store.open(f"{stores}/whole:test"), [lineage.of(run), lineage.of(other)])
+    for sentence in found.checks.values():
+        assert sentence.count("no patient and no image") == 1
+
+
+def test_what_cannot_be_compared_is_not_said_to_be_apart(run: Path, tmp_path: Path) -> None:
+    """Unknown patients, in all records or in some, and pixels that were prepared otherwise."""
+    rows = [{"image": clouds(n), "text": f"Findings {n}.", "patient": f"Doe^{n}", "Edema": n % 2} for n in range(6)]
+    trained_on = str(prepared(tmp_path / "train", [rows[0], rows[1], rows[2] | {"patient": ""}]))
+    bare = Path(shutil.copytree(run / "best", tmp_path / "bare"))
+
+    def against(name: str, held: list[dict[str, object]], *flags: str) -> tuple[str, str]:
+        store = Store.open(str(prepared(tmp_path / name, held, *flags)))
+        found = lineage.check(store, [lineage.of(bare)], [trained_on])
+        assert not found.faults
+        return found.checks["training"], " ".join(found.warnings)
+
+    for said in against("partly", rows[3:]):
+        assert "not every patient checked" in said and "1 of 3 records" in said
+    check, _ = against("partly-again", rows[3:])
+    assert check.startswith("no known patient and no image of ")
+    check, warned = against("nameless", [row | {"patient": ""} for row in rows[3:]])
+    assert check.startswith("no image of ") and "patients not checked: " in warned
+    check, warned = against("unlike", rows[3:], "--resize", "stretch")
+    assert check.startswith("no known patient of ") and "no image" not in check
+    assert "images not checked: not comparable by pixel: prepared with different resize" in warned
 
 
 def test_a_store_that_has_changed_since_the_run_is_said_to_have(run: Path, stores: Path) -> None:
@@ -443,6 +525,7 @@ def test_a_store_that_has_changed_since_the_run_is_said_to_have(run: Path, store
     (run / "summary.json").write_text(json.dumps(summary))
     found = lineage.check(Store.open(f"{stores}/whole:test"), [lineage.of(run)])
     assert "has changed since the run" in found.checks["training"]
+    assert any("has changed since the run" in warning for warning in found.warnings)
     assert "has changed" not in found.checks["selection"]
 
 
@@ -455,14 +538,19 @@ def test_another_evaluation_of_the_run_is_told_though_it_chose_nothing(run: Path
 
 
 def test_each_use_of_a_store_is_noted_and_told_the_next_time(
-    run: Path, stores: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run: Path,
+    stores: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     test, out = Store.open(f"{stores}/whole:test"), tmp_path / "out"
     assert evaluate(out, test.spec, run, more=["--examples", "1"]) == 0
     assert "before with these runs" not in capsys.readouterr().out
     assert (out / "examples.json").exists()
     first = result(out)
-    assert evaluate(out, test.spec, run / "best", more=["--prompts", "templated"]) == 0
+    monkeypatch.chdir(tmp_path)
+    assert evaluate(Path("out"), test.spec, Path("run/best")) == 0
     assert "was evaluated once before with these runs" in capsys.readouterr().out
     [use] = result(out)["used_before"]
     assert use["protocol"] == "chexzero"
@@ -472,14 +560,86 @@ def test_each_use_of_a_store_is_noted_and_told_the_next_time(
     lines = [json.loads(line) for line in (run / lineage.USES).read_text().splitlines()]
     assert [line["split"] for line in lines] == ["test", "test"]
     assert lines[0]["values"] == {"auroc/mean": first["values"]["auroc/mean"]}
-    assert lines[0]["out"] == str(out)
+    assert [line["out"] for line in lines] == [str(out), str(out)], "absolute, from wherever it was called"
+    assert [line["model"] for line in lines] == [str(run / "best")] * 2
+    step = json.loads((run / "best.json").read_text())["step"]
+    assert [line["steps"] for line in lines] == [[step], [step]]
     assert lines[0].keys() >= {"when", "step", "protocol", "data", "store_fingerprint", "unit", "model"}
     assert lineage.uses([lineage.of(run)], Store.open(f"{stores}/whole:val")) == [], "another split is another store"
     (run / lineage.USES).write_text("torn{\n" + (run / lineage.USES).read_text())
-    assert len(lineage.uses([lineage.of(run), lineage.of(run / "kept" / "step-1")], test)) == 2
+    both = [lineage.of(run / "kept" / f"step-{step}") for step in (1, 2)]
+    assert len(lineage.uses(both, test)) == 2
+    lineage.record(both, test, {"when": "now", "out": "x"})
+    last = json.loads((run / lineage.USES).read_text().splitlines()[-1])
+    assert (last["step"], last["steps"]) == (1, [1, 2])
+
+
+def test_thresholds_of_known_patients_are_a_warning(run: Path, stores: Path, tmp_path: Path) -> None:
+    lines = [lineage.of(run)]
+    for split, expected in (("train", 1), ("val", 0)):
+        store = Store.open(f"{stores}/whole:{split}")
+        found = lineage.check_fitted("--validation", store, lines, (), Store.open)
+        assert len(found) == expected
+        assert all("--validation: " in warning and "trained on" in warning for warning in found)
+    more = ["--validation", f"{stores}/whole:train"]
+    assert evaluate(tmp_path / "out", f"{stores}/whole:test", run, more=more) == 0
+    [warning] = result(tmp_path / "out")["warnings"]
+    assert warning.startswith("--validation: ")
+
+
+def test_a_best_model_that_changes_while_it_is_read_is_one_line(
+    run: Path, stores: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What a run that goes on leaves for a moment: the next best/ beside the best.json of the one before."""
+    best = json.loads((run / "best.json").read_text())
+    best["fingerprint"] = modelfolder.stated_fingerprint(run / "kept" / f"step-{best['step']}")
+    (run / "best.json").write_text(json.dumps(best))
+    assert lineage.of(run).fingerprint == inference.load(run / "best").fingerprint
+    shutil.rmtree(run / "best")
+    shutil.copytree(run / "kept" / f"step-{3 - best['step']}", run / "best")
+    assert evaluate(tmp_path / "out", f"{stores}/whole:test", run) == 2
+    said = capsys.readouterr().err
+    assert "best/ changed while it was read; run again" in said and said.count("\n") == 1
+    assert not (run / lineage.USES).exists()
 
 
 # --- refusals
+
+
+def test_an_evaluation_is_written_over_by_nothing_but_itself(
+    run: Path,
+    evaluated: tuple[Path, str, str],
+    stores: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out, test = Path(shutil.copytree(evaluated[0], tmp_path / "out")), f"{stores}/whole:test"
+    best = json.loads((run / "best.json").read_text())["step"]
+    other = run / "kept" / f"step-{3 - best}"
+    for store, model, more, word in (
+        (test, other, [], "models"),
+        (f"{stores}/whole:val", run, [], "split"),
+        (test, run, ["--unit", "study"], "unit"),
+        (test, run, ["--prompts", "templated"], "fields"),
+        (test, run, ["--protocol", "loss"], "protocol, fields"),
+    ):
+        assert evaluate(out, store, model, more=more) == 2
+        said = capsys.readouterr().err
+        assert f"holds another evaluation (of another {word}); name another folder" in said
+    assert not (run / lineage.USES).exists()
+    assert (out / "metrics.json").read_bytes() == (evaluated[0] / "metrics.json").read_bytes()
+
+
+def test_two_evaluations_into_one_folder_are_refused(
+    run: Path, stores: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with evaluation.locked(tmp_path / "new" / "out"):
+        assert evaluate(tmp_path / "new" / "out", f"{stores}/whole:test", run) == 2
+        said = capsys.readouterr().err
+        assert "another evaluate is writing it" in said and said.count("\n") == 1
+    assert list((tmp_path / "new").iterdir()) == [], "neither a result nor a lock"
+    assert evaluate(tmp_path / "new" / "out", f"{stores}/whole:val", run) == 0
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["out"]
 
 
 def test_a_folder_with_other_files_is_not_written_into(
@@ -489,7 +649,7 @@ def test_a_folder_with_other_files_is_not_written_into(
     (tmp_path / "mine" / "metrics.json").write_text('{"mine": 1}')
     (tmp_path / "file").write_text("")
     for out, word in ((tmp_path / "mine", "holds other files"), (tmp_path / "file", "is a file"),
-                      (tmp_path / "no" / "out", "make it first"), (run, "holds other files")):  # fmt: skip
+                      (tmp_path / "file" / "out", "cannot be made"), (run, "holds other files")):  # fmt: skip
         assert evaluate(out, f"{stores}/whole:test", run) == 2
         assert word in capsys.readouterr().err
     assert (tmp_path / "mine" / "metrics.json").read_text() == '{"mine": 1}'
@@ -501,6 +661,9 @@ def test_a_folder_with_other_files_is_not_written_into(
     [
         (["--candidates", "8"], "--candidates: is no flag of --protocol chexzero; it is of loss"),
         (["--examples", "-1"], "--examples -1: must be at least 0"),
+        (["--protocol", "chexzer"], "--protocol chexzer: no such protocol; did you mean chexzero"),
+        (["--protocol", "loss", "--candidates", "1"], "error: --candidates 1: must be at least 2"),
+        (["--protocol", "linear-probe"], "error: --train is empty: name a store"),
         (["--prompts", "nowhere"], "neither a file nor one of the shipped sets"),
         (["--trained-on", "nowhere"], "nowhere: no such store"),
     ],
@@ -519,6 +682,13 @@ def test_wrong_folders_stores_and_numbers_are_one_line(
     test = f"{stores}/whole:test"
     assert evaluate(tmp_path / "out", test, tmp_path / "nothing") == 2
     assert "neither a model folder" in capsys.readouterr().err
+    assert evaluate(tmp_path / "out", test, run / "kept") == 2
+    assert f"for all of its model folders name {run}/kept/*" in capsys.readouterr().err
+    modelfolder.extract(run / "best", "image", tmp_path / "tower", licence="none")
+    assert evaluate(tmp_path / "out", test, tmp_path / "tower") == 2
+    assert "holds the image tower alone; evaluate needs a model of two towers" in capsys.readouterr().err
+    assert evaluate(tmp_path / "out", test, run, protocol="chexzero-compat", more=["--against", str(run)]) == 2
+    assert "--against: --protocol chexzero-compat has no paired differences" in capsys.readouterr().err
     assert evaluate(tmp_path / "out", f"{stores}/whole", run) == 2
     assert "several splits" in capsys.readouterr().err
     assert evaluate(tmp_path / "out", test, run, protocol="loss", more=["--candidates", "few"]) == 2
@@ -533,9 +703,52 @@ def test_wrong_folders_stores_and_numbers_are_one_line(
 def test_a_run_whose_files_were_spoilt_is_one_line(
     run: Path, stores: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (run / "best.json").write_text("[1]")
-    assert evaluate(tmp_path / "out", f"{stores}/whole:test", run) == 2
-    assert "not as a run writes it" in capsys.readouterr().err
+    config = json.loads((run / "config.json").read_text())
+    trained_on_a_number = json.dumps(config | {"data": {"train": 5}})
+    spoilt = [("best.json", "[1]"), ("best.json", "{"), ("summary.json", ""), ("config.json", trained_on_a_number)]
+    for name, text in [*spoilt, ("config.json", ""), ("config.json", "{}")]:
+        whole = (run / name).read_text()
+        (run / name).write_text(text)
+        for model in (run, run / "kept" / "step-1"):
+            assert evaluate(tmp_path / "out", f"{stores}/whole:test", model) == 2, (name, text)
+            said = capsys.readouterr().err
+            assert "not as a run writes it" in said and said.count("\n") == 1
+        (run / name).write_text(whole)
+    assert not (run / lineage.USES).exists()
+    (run / "kept" / "step-1").rename(run / "kept" / "step-²")
+    assert lineage.of(run / "kept" / "step-²").step is None
+
+
+def test_a_spoilt_log_of_uses_loses_no_further_use(run: Path, stores: Path) -> None:
+    test, lines, said = Store.open(f"{stores}/whole:test"), [lineage.of(run)], list[str]()
+    (run / lineage.USES).write_bytes(b'\xff\xfe\n{"when": "torn')
+    assert lineage.record(lines, test, {"when": "now", "out": "x"}) == []
+    assert [use["when"] for use in lineage.uses(lines, test, said.append)] == ["now"]
+    assert not said
+    (run / lineage.USES).unlink()
+    (run / lineage.USES).mkdir()
+    assert lineage.uses(lines, test, said.append) == []
+    assert len(said) == 1 and "cannot be read" in said[0]
+    assert "could not be noted" in lineage.record(lines, test, {"when": "now", "out": "x"})[0]
+
+
+def test_what_would_fail_at_the_end_fails_before_the_work(
+    run: Path,
+    stores: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def scored(*arguments: object) -> None:
+        raise AssertionError("scored for nothing")
+
+    monkeypatch.setattr(evaluation, "side", scored)
+    assert evaluate(Path("/proc/out"), f"{stores}/whole:test", run) == 4
+    assert "/proc/out.lock: cannot be written" in capsys.readouterr().err
+    (run / "kept" / "step-2" / "model.safetensors").write_bytes(b"")
+    kept = [run / "kept" / "step-1", run / "kept" / "step-2"]
+    assert evaluate(tmp_path / "out", f"{stores}/whole:test", *kept) == 2
+    assert "damaged model folder" in capsys.readouterr().err
 
 
 def test_every_field_of_every_protocol_is_a_flag_that_is_not_one_already() -> None:
@@ -548,4 +761,5 @@ def test_every_field_of_every_protocol_is_a_flag_that_is_not_one_already() -> No
 
 def test_what_is_not_finite_is_null_in_strict_json() -> None:
     value: Mapping[str, Any] = {"a": np.float64("nan"), "b": [float("inf"), np.int64(3)], "c": np.arange(2.0), "d": "x"}
+    assert evaluation.finite({"a\udcff": "b\udcff"}) == {"a\\udcff": "b\\udcff"}
     assert evaluation.finite(value) == {"a": None, "b": [None, 3], "c": [0.0, 1.0], "d": "x"}

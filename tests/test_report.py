@@ -43,7 +43,9 @@ def test_the_page_says_what_the_files_say(tmp_path: Path) -> None:
         "Protocol chexzero on stores/a:other: 500 studies (668 images) of 500 patients.",
         "nodule has 7 positives: its interval is wide",
         "nodule negative no nodule",
-        "evaluation, of all FLOPs 1.2%",
+        "PF-days against the estimate 0.0043 of 0.005 (86%)",
+        "wall time by the estimate 1 h 30 min",
+        "evaluation, of the time of all attempts 25.0% evaluation, of all FLOPs 1.2%",
         "Used more than once: stores/a:test 2 times.",
         "mean of 2 0.700",
         "12,345 678",
@@ -63,6 +65,20 @@ def test_the_page_says_what_the_files_say(tmp_path: Path) -> None:
     assert "at chance:" not in text
 
 
+def test_an_estimate_that_was_not_made_is_not_compared_with(tmp_path: Path) -> None:
+    workdir = make_run(tmp_path / "run")
+    set_field(workdir, "summary.json", ("estimate", "hours"), None)
+    assert "wall time by the estimate not known" in page_of(workdir).text
+    set_field(workdir, "summary.json", ("estimate",), None)
+    assert "PF-days against the estimate not recorded" in page_of(workdir).text
+
+
+def test_a_use_of_an_ensemble_names_the_steps_of_all_its_members(tmp_path: Path) -> None:
+    workdir = make_run(tmp_path / "run")
+    set_field(workdir, "evaluated.jsonl", ("steps",), [30, 2000, None, 30])
+    assert "2026-11-20 10:00 30, 2,000 chexzero stores/a:test auroc/mean 0.720" in page_of(workdir).text
+
+
 def test_an_early_stop_and_a_choice_without_a_reason_are_said(tmp_path: Path) -> None:
     workdir = make_run(tmp_path / "run")
     assert "Runner-up" not in page_of(workdir).text, "the reason names it"
@@ -70,6 +86,11 @@ def test_an_early_stop_and_a_choice_without_a_reason_are_said(tmp_path: Path) ->
     set_field(workdir, "summary.json", ("stopped_early",), "stopped early at step 40: no better val/auroc/mean")
     text = page_of(workdir).text
     assert "No reason was recorded. Stopped early at step 40: no better val/auroc/mean." in text
+    early = "the best; stopped early at step 40: no better val/auroc/mean"
+    set_field(workdir, "best.json", ("why",), early)
+    assert page_of(workdir).text.lower().count("stopped early") == 1, "the reason says it"
+    set_field(workdir, "best.json", ("why",), None)
+    text = page_of(workdir).text
     assert "Runner-up: step 40, 0.6900, interval 0.600 to 0.780." in text
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from report_files import NASTY, WHY, Page, make_evaluation
 
+from hybridclip_jax import selection
 from hybridclip_jax.data.tokenizer import Tokenizer
 from hybridclip_jax.errors import UserError
 from hybridclip_jax.evals import EVALUATORS, Preparation
@@ -54,8 +55,9 @@ def test_the_page_says_what_the_files_say(tmp_path: Path) -> None:
         "mean of 5 0.800 0.750 to 0.850 995",
         f"Fracture n/a {WHY} 7 of 496",
         "mean of the five competition labels 0.410 0.350 to 0.460",
-        "auroc/Edema 0.760 0.739 +0.021 -0.004 to +0.046 < 0.001 DeLong",
-        f"auroc/Fracture n/a n/a n/a {WHY} DeLong",
+        "auroc/Edema +0.021 -0.004 to +0.046 < 0.001 0.760 0.739 DeLong",
+        f"auroc/Fracture n/a {WHY} n/a n/a DeLong",
+        "Chance: 0.5. Area under the ROC curve.",
         "Intervals and two-sided p are not corrected for the 2 comparisons in this table.",
         "AUROC 0.760; 7 positive, 489 negative",
         "Edema positive sign of Edema",
@@ -71,6 +73,29 @@ def test_the_page_says_what_the_files_say(tmp_path: Path) -> None:
         assert said in text, said
     assert "Synthetic" not in text
     assert "Synthetic data" in page_of(make_evaluation(tmp_path / "phantoms", synthetic=True)).text
+
+
+def test_what_is_synthetic_is_named(tmp_path: Path) -> None:
+    out = make_evaluation(tmp_path / "out")
+    for i in range(2):
+        change(out / "metrics.json", "synthetic", True)
+        body = json.loads((out / "metrics.json").read_text())
+        body["models"][i]["synthetic"] = True
+        (out / "metrics.json").write_text(json.dumps(body))
+        text = page_of(out).text
+        said = f"Synthetic model: {i + 1} of the 3 models were made with drawn phantoms, not patients. No"
+        assert said in text
+        assert "Synthetic data" not in text
+    change(out / "metrics.json", "evaluation.synthetic", True)
+    assert "Synthetic data: drawn phantoms, not patients. No number" in page_of(out).text
+
+
+def test_thresholds_are_said_beside_what_they_decide(tmp_path: Path) -> None:
+    out = make_evaluation(tmp_path / "out")
+    said = "The threshold of each label is the one with the largest MCC on stores/a:val."
+    assert said not in page_of(out).text
+    change(out / "metrics.json", "evaluation.validation", {"data": "stores/a:val"})
+    assert page_of(out).text.count(f"Correlation of calls and truth. {said}") == 1
 
 
 def test_the_page_holds_its_pictures_and_nothing_else_is_loaded_or_run(tmp_path: Path) -> None:
@@ -173,21 +198,27 @@ def test_what_stands_beside_a_value_is_read_with_it() -> None:
         "auroc_why/Edema": "none",
         "why_not/x": 7,
         "backwards/bare": 2,
-        "backwards_why/bare": "Edema, Nodule",
+        "backwards_labels/bare": "Edema, Nodule",
+        "f1/Edema": 0.3,
+        "f1_interval_why/Edema": "all units are of one patient",
     }
+    assert shapes.values_fault(line) == ""
     assert read(line) == [
         Value("recall_i2t", "10", 0.4, 0.3, 0.5, 990, 0.01),
         Value("auroc", "Edema", None, chance=0.5, why="none"),
         Value("why_not", "x", 7),
         Value("backwards", "bare", 2, why="Edema, Nodule"),
+        Value("f1", "Edema", 0.3, why="all units are of one patient"),
     ]
 
 
 def test_the_headline_is_the_summary_or_what_is_sure() -> None:
-    one, sure, mean = Value("f1", "a", 0.1), Value("f1", "b", 0.2, 0.1, 0.3), Value("f1", "weighted", 0.15)
-    assert headline([one, sure, mean]) == [mean]
-    assert headline([one, sure]) == [sure]
-    assert headline([one]) == [one]
+    count, sure = Value("f1", "a", 7), Value("f1", "b", 0.2, 0.1, 0.3, 1000)
+    weighted, mean = Value("f1", "weighted", 0.15, resamples=1000), Value("accuracy", "mean", None, resamples=0)
+    assert headline([count, sure, weighted, mean]) == [mean, weighted]
+    assert headline([count, sure, weighted]) == [sure, weighted]
+    assert headline([count]) == [count]
+    assert headline([Value("auroc", "a", 0.5), Value("auroc", "mean", 0.6)]) == [Value("auroc", "mean", 0.6)]
     assert headline([]) == []
 
 
@@ -198,7 +229,7 @@ def test_the_headline_is_the_summary_or_what_is_sure() -> None:
         ("recall_i2t", "recall, image to text"),
         ("median_rank_t2i", "median rank, text to image"),
         ("negation_cosine", "negation cosine"),
-        ("probe_auroc@0.1", "AUROC of a linear probe, fitted on 0.1 of the training labels"),
+        ("probe_auroc@0.1", "AUROC of a linear probe, fitted on 0.1 of the training patients"),
     ],
 )
 def test_kinds_are_said_in_words(kind: str, title: str) -> None:
@@ -217,6 +248,8 @@ def test_what_an_evaluator_says_of_itself_can_be_shown(protocol: str, phantom_st
     assert shapes.values_fault(values) == ""
     text = Page(scores(values, info)).text
     assert "No published result stands beside drawn phantoms." in text
+    scored = evaluator.score(evaluator.blank())
+    assert headline(read(scored))[0].name == selection.headline(scored), "main and the report show the same"
     shown = [rest_title(value, None) for value in read(values) if value.rest != COUNTS]
     assert shown and all(title in text for title in shown)
 

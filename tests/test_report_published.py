@@ -36,6 +36,7 @@ def test_a_published_result_appears_beside_the_same_set_and_only_when_it_is_chec
     assert by_name["CheXzero, ensemble", "mcc/mean5"].interval == (0.486, 0.561)
     assert by_name["CheXzero, ensemble", "auroc/Pleural Effusion"].value == 0.932
     assert {one.mark for one in shown} == {"unverified"}
+    assert "first view of each study" in by_name["CheXzero, ensemble", "auroc/mean5"].note, "ours are of all views"
 
 
 def test_names_of_labels_are_compared_in_any_spelling_and_shown_in_the_stores() -> None:

@@ -56,10 +56,37 @@ def test_runs_that_do_not_compare_say_so(tmp_path: Path) -> None:
     change(runs[1] / "summary.json", "evaluations.other.store_fingerprint", "e" * 64)
     change(runs[1] / "config.json", "batch_size", 128)
     text = Page(side_by_side.page([side_by_side.Run.read(run) for run in runs])).text
-    assert "Evaluation val is not of the same store and protocol in each run: its values do not compare." in text
-    assert "Evaluation other is not of the same store and protocol" in text
+    assert "Evaluation val is not of the same store in each run: its values do not compare." in text
+    assert "Evaluation other is not of the same store in each run" in text
     assert "Evaluation pairs" not in text
     assert "The runs' batches differ, and so does the level of chance: the losses do not compare." in text
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("protocol", "chexzero-compat", "protocol"),
+        ("unit", "image", "unit"),
+        ("set.split", "val", "split"),
+        ("fields", {"prompts": "mine.json", "validation": "stores/a:val"}, "fields"),
+        ("labels", {"nodule": {"positives": 7, "negatives": 489}}, "labels"),
+        ("prompts.sha256", "cd" * 32, "prompts"),
+        ("prompts", [{"sha256": "ab" * 32}, {"sha256": "cd" * 32}], "prompts"),
+        ("fields", {"prompts": "a copy of the same file"}, ""),
+        ("notes", [], ""),
+        ("data", "/elsewhere/a:other", ""),
+    ],
+)
+def test_evaluations_compare_only_where_all_that_shapes_a_value_is_the_same(
+    tmp_path: Path, field: str, value: Any, said: str
+) -> None:
+    runs = two_runs(tmp_path)
+    change(runs[1] / "summary.json", f"evaluations.other.{field}", value)
+    text = Page(side_by_side.page([side_by_side.Run.read(run) for run in runs])).text
+    if said:
+        assert f"Evaluation other is not of the same {said} in each run: its values do not compare." in text
+    else:
+        assert "do not compare" not in text
 
 
 def test_runs_of_one_name_are_told_apart_by_their_paths(tmp_path: Path) -> None:
@@ -80,6 +107,10 @@ def test_the_command_takes_runs_and_evaluations(tmp_path: Path, capsys: pytest.C
     command.run(arguments(run, out, "--unverified"))
     assert capsys.readouterr().out.split() == [str(run / "report.html"), str(out / "report.html")]
     assert "CheXzero, ensemble" in Page((out / "report.html").read_text()).text
+    with pytest.raises(UserError, match=r"--out x\.html: is for the page of several runs side by side; .* leave --out"):
+        command.run(arguments(run, out, out, "--out", "x.html"))
+    with pytest.raises(UserError, match="give the --workdir of a run, or the --out of an evaluation"):
+        command.run(arguments(tmp_path))
 
 
 def test_the_page_of_several_never_replaces_one_of_theirs(
@@ -92,10 +123,22 @@ def test_the_page_of_several_never_replaces_one_of_theirs(
     for out in (tmp_path, tmp_path / "none" / "x.html"):
         with pytest.raises(UserError, match=f"--out {re.escape(str(out))}: name a file in a folder that exists"):
             command.run(arguments(*runs, "--out", out))
+    config = (runs[0] / "config.json").read_bytes()
+    with pytest.raises(UserError, match=r"config\.json: must end in \.html"):
+        command.run(arguments(*runs, "--out", runs[0] / "config.json"))
+    assert (runs[0] / "config.json").read_bytes() == config
     assert capsys.readouterr().out == ""
     monkeypatch.chdir(tmp_path)
     command.run(arguments("a", "b"))
     assert capsys.readouterr().out.split() == ["a/report.html", "b/report.html", "report.html"]
+
+
+def test_a_folder_whose_name_is_no_utf8_has_its_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = [make_run(tmp_path / name) for name in ("a", "b\udcff")]
+    out = make_evaluation(tmp_path / "out\udcff")
+    command.run(arguments(*runs, out, "--out", tmp_path / "both.html"))
+    assert r"b\udcff/report.html" in capsys.readouterr().out
+    assert r"a, b\udcff" in Page((tmp_path / "both.html").read_text()).text
 
 
 def test_more_runs_than_colours_are_told_apart() -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import contextlib
 import datetime
+import difflib
 import functools
+import re
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 HELP = "evaluate a model, or the mean of several, on a store: values with intervals, checks and a report"
 EXAMPLE = "hybridclip evaluate --model runs/demo --data stores/demo:test --protocol chexzero --out results/demo"
 
+FITTED_ON = ("train", "validation")  # fields of stores that a protocol fits something on
 _FIELD = "field_"  # before the name of a protocol's field, among the parsed flags
 
 
@@ -33,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--against", default=[], help="another side: paired differences, --model less --against, are given", **folders
     )
     parser.add_argument("--data", required=True, metavar="STORE", help=COMMON["data"].help)
-    parser.add_argument("--protocol", required=True, choices=EVALUATORS, metavar="NAME", help=", ".join(EVALUATORS))
+    parser.add_argument("--protocol", required=True, metavar="NAME", help=", ".join(EVALUATORS))
     parser.add_argument("--unit", choices=UNITS, default=COMMON["unit"].default, help=COMMON["unit"].help)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the result is written")
     parser.add_argument(
@@ -77,7 +80,18 @@ def _fields() -> Mapping[str, Sequence[str]]:
 
 
 def entry(args: argparse.Namespace) -> dict[str, Any]:
-    """The protocol's entry that the flags spell. UserError for the flag of another protocol, or of a wrong type."""
+    """The protocol's entry that the flags spell.
+
+    UserError for no such protocol, the flag of another, or one of a wrong type.
+    """
+    if args.protocol not in EVALUATORS:
+        near = difflib.get_close_matches(args.protocol, EVALUATORS, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(EVALUATORS)}"
+        raise UserError(f"--protocol {args.protocol}: no such protocol; {hint}")
+    if args.against and not EVALUATORS[args.protocol].PAIRED:
+        raise UserError(
+            f"--against: --protocol {args.protocol} has no paired differences; use another, or leave it out"
+        )
     own = EVALUATORS[args.protocol].FIELDS
     found: dict[str, Any] = {"protocol": args.protocol, "data": args.data, "unit": args.unit}
     for key, owners in _fields().items():
@@ -108,20 +122,44 @@ def run(args: argparse.Namespace) -> None:
     asked = entry(args)
     if args.examples < 0:
         raise UserError(f"--examples {args.examples}: must be at least 0")
-    began = time.perf_counter()
     # Imported here so that the other commands and --help do not wait for jax.
-    from hybridclip_jax import evaluation, lineage
-    from hybridclip_jax import evaluation_tables as tables
-    from hybridclip_jax.report import evaluation as page
+    from hybridclip_jax import evaluation
 
-    evaluation.refuse_other_folder(args.out)
-    open_store = evaluation.opened_once()
+    try:
+        with evaluation.locked(args.out):
+            _run(args, asked)
+    except UserError as error:
+        raise UserError(_in_flags(str(error), args.protocol)) from error
+
+
+def _in_flags(message: str, protocol: str) -> str:
+    """Evaluators name the fields of a config; here they are flags."""
+    name = re.escape(f"evals.{protocol}")
+    message = re.sub(rf"{name}\.(\w+)( =)?", lambda found: _flag(found[1]), message)
+    return re.sub(rf"{name}\b", f"--protocol {protocol}", message)
+
+
+def _run(args: argparse.Namespace, asked: Mapping[str, Any]) -> None:
+    from hybridclip_jax import evaluation, lineage, versions
+    from hybridclip_jax.data.store import Store
+    from hybridclip_jax.report import evaluation as page
+    from hybridclip_jax.report import evaluation_terminal as terminal
+
+    began = time.perf_counter()
+    open_store = functools.cache(Store.open)  # models of one evaluation read one store
     store = open_store(args.data)
     models, others = ([lineage.of(folder) for folder in folders] for folders in (args.model, args.against))
+    evaluation.refuse_other_folder(args.out, models, asked, store)
     verdict = lineage.check(store, [*models, *others], args.trained_on, open_store)
     _refuse(verdict, args.allow_overlap)
-    used = lineage.uses([*models, *others], store)
-    print(tables.before(store, models, others, verdict, used))
+    for field in FITTED_ON:
+        if asked.get(field):
+            fitted = open_store(asked[field])
+            found = lineage.check_fitted(_flag(field), fitted, [*models, *others], args.trained_on, open_store)
+            verdict.warnings += [warning for warning in found if warning not in verdict.warnings]
+    used = lineage.uses([*models, *others], store, verdict.warnings.append)
+    print(terminal.before(store.spec, models, others, verdict.checks, verdict.warnings, used))
+    evaluation.check_all([*models, *others])
     with contextlib.closing(Bars("image")) as show:
         ours = evaluation.side(models, asked, open_store, show)
         theirs = evaluation.side(others, asked, open_store, show) if others else None
@@ -131,19 +169,19 @@ def run(args: argparse.Namespace) -> None:
         "checks": verdict.checks,
         "warnings": verdict.warnings,
         "used_before": [{key: use.get(key) for key in ("when", "model", "protocol")} for use in used],
-        "versions": evaluation.versions(),
+        "versions": versions.installed(),
         "command": args.command_line,
         "machine": evaluation.machine(),
         "eval_s": time.perf_counter() - began,
     }
     # Before anybody reads a value: what was seen of a test store cannot be unseen.
     when = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    use = {"when": when, "protocol": args.protocol, "unit": args.unit, "out": str(args.out)}
+    use = {"when": when, "protocol": args.protocol, "unit": args.unit, "out": str(args.out.absolute())}
     for lines, side in ((models, ours), (others, theirs)):
         for warning in lineage.record(lines, store, use | {"values": evaluation.headline(side)} if side else use):
             print(f"warning: {warning}")
     evaluation.write(args.out, result, ours, theirs, pictures)
-    print("\n" + tables.after(result))
+    print("\n" + terminal.after(result))
     if args.examples and not pictures:
         print(f"note: --examples: {args.protocol} has no label here that some units have and others lack")
     print(f"\nreport       {page.render(args.out, unverified=args.unverified)}")

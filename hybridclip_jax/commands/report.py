@@ -20,7 +20,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out",
         type=Path,
-        default=Path("report.html"),
         metavar="FILE",
         help="where the page of several runs side by side goes (report.html here)",
     )
@@ -30,13 +29,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Prints the path of each page. Raises UserError at the first folder that holds no logged run or evaluation."""
     runs = [folder for folder in args.workdir if not is_evaluation(folder)]
+    out = args.out or Path("report.html")
     if len(runs) > 1:
-        _refuse_out(args.out, args.workdir)
+        _refuse_out(out, args.workdir)
+    elif args.out:
+        raise UserError(
+            f"--out {args.out}: is for the page of several runs side by side; the page of a run or an evaluation goes "
+            "into its own folder: leave --out away"
+        )
     for folder in args.workdir:
         write = render if folder in runs else evaluation.render
-        print(write(folder, unverified=args.unverified), flush=True)
+        _say(write(folder, unverified=args.unverified))
     if len(runs) > 1:
-        print(side_by_side.render(runs, args.out), flush=True)
+        _say(side_by_side.render(runs, out))
+
+
+def _say(path: Path) -> None:
+    print(str(path).encode(errors="backslashreplace").decode(), flush=True)
 
 
 def is_evaluation(folder: Path) -> bool:
@@ -46,5 +55,7 @@ def is_evaluation(folder: Path) -> bool:
 def _refuse_out(out: Path, folders: Sequence[Path]) -> None:
     if out.is_dir() or not out.parent.is_dir():
         raise UserError(f"--out {out}: name a file in a folder that exists")
+    if out.suffix != ".html":
+        raise UserError(f"--out {out}: must end in .html")
     if out.resolve() in [(folder / "report.html").resolve() for folder in folders]:
         raise UserError(f"--out {out}: is the page of one of them; name another file for all side by side")

@@ -78,11 +78,29 @@ def examine(stores: Sequence[Store], *, near: bool = False, deep: bool = False, 
 
 
 class Overlap(NamedTuple):
-    """What two stores share: patients, None where ids cannot say (`why` does), and images equal in every pixel."""
+    """What two stores share: patients, and images equal in every pixel.
+
+    None where ids, or pixels, cannot say. why, images_why: why they cannot; `why` beside a count says of whom they
+    cannot, so that 0 is no proof.
+    """
 
     patients: int | None
-    images: int
+    images: int | None
     why: str | None
+    images_why: str | None
+
+    @property
+    def gaps(self) -> list[str]:
+        """What was not compared, and why: a clause each."""
+        patients = "not every patient checked" if self.patients is not None else "patients not checked"
+        whys = ((patients, self.why), ("images not checked", self.images_why))
+        return [f"{what}: {why}" for what, why in whys if why]
+
+    @property
+    def nothing(self) -> str:
+        """What is known not to be shared, where nothing is: "no patient and no image" at best, "" at worst."""
+        sure = {"no known patient" if self.why else "no patient": self.patients, "no image": self.images}
+        return " and ".join(what for what, count in sure.items() if count == 0)
 
     def __str__(self) -> str:
         """In words; empty where nothing is known to be shared."""
@@ -93,8 +111,13 @@ class Overlap(NamedTuple):
 def overlap(a: Store, b: Store) -> Overlap:
     """UserError where the two were made with different patient keys."""
     check_comparable(a, b)
-    why = _not_comparable(a, b)
-    return Overlap(len(a.patient_set & b.patient_set) if why is None else None, shared_images(a, b), why)
+    why, unlike, images = _not_comparable(a, b), _prepared_unlike(a, b), shared_images(a, b)
+    return Overlap(
+        patients=len(a.patient_set & b.patient_set) if why is None else None,
+        images=images if images or unlike is None else None,
+        why=why or _partly_known(a, b),
+        images_why=unlike,
+    )
 
 
 def shared_images(a: Store, b: Store) -> int:

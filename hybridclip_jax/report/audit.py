@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hybridclip_jax.report.charts import bar_chart
-from hybridclip_jax.report.document import document
+from hybridclip_jax.report.document import SYNTHETIC, document
 from hybridclip_jax.report.markup import Markup, element, join, pairs, table
 from hybridclip_jax.report.words import count
 
@@ -44,7 +44,7 @@ def audit_page(audit: Mapping[str, Any], plates: Mapping[str, Sequence[Plate]]) 
 def _banners(audit: Mapping[str, Any]) -> Markup:
     said = [element("p", f"{text}.", class_="banner bad") for text in audit["problems"]]
     if any(split["synthetic"] for split in audit["splits"]):
-        text = "Synthetic data: drawn phantoms, not patients. They are alike: near copies among them are expected."
+        text = f"{SYNTHETIC}. They are alike: near copies among them are expected."
         said.append(element("p", element("strong", text), class_="banner"))
     return join(said)
 

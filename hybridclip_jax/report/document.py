@@ -8,6 +8,8 @@ import hashlib
 from hybridclip_jax.report.markup import Markup, element
 from hybridclip_jax.report.style import CSS
 
+SYNTHETIC = "Synthetic data: drawn phantoms, not patients"  # how every page says so; each ends the sentence
+
 
 def document(title: str, body: Markup, *, pictures: bool = False) -> str:
     """The page. With `pictures`, images may stand in it as data: URLs; nothing else can be shown or loaded."""
@@ -23,4 +25,5 @@ def document(title: str, body: Markup, *, pictures: bool = False) -> str:
         element("title", title),
         element("style", Markup(CSS)),
     )
-    return f"<!doctype html>\n{element('html', head, element('body', body), lang='en')}\n"
+    page = f"<!doctype html>\n{element('html', head, element('body', body), lang='en')}\n"
+    return page.encode(errors="backslashreplace").decode()  # a folder's name may be no UTF-8

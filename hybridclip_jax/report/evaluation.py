@@ -11,15 +11,14 @@ from hybridclip_jax.errors import UserError
 from hybridclip_jax.logs import duration
 from hybridclip_jax.report import shapes
 from hybridclip_jax.report.charts import roc_chart
-from hybridclip_jax.report.document import document
+from hybridclip_jax.report.document import SYNTHETIC, document
 from hybridclip_jax.report.markup import Markup, element, join, pairs, table
 from hybridclip_jax.report.scores import measured, scores
 from hybridclip_jax.report.values import Value, headline, kind_title, read, rest_title
-from hybridclip_jax.report.words import decimal, flatten, interval, moment, number, plural, text
+from hybridclip_jax.report.words import decimal, flatten, interval, moment, number, p_value, plural, signed, text
 from hybridclip_jax.rundir import write_whole
 
 MOST_CURVES = 40
-SYNTHETIC = "Synthetic data: drawn phantoms, not patients. No number here says anything about people."
 
 
 def render(out: Path, unverified: bool = False) -> Path:
@@ -61,9 +60,21 @@ def page(name: str, found: Mapping[str, Any], examples: Mapping[str, Any], *, un
 
 def _banners(found: Mapping[str, Any]) -> Markup:
     said: list[object] = list(found.get("warnings") or [])
-    if found.get("synthetic") or found["evaluation"].get("synthetic"):
-        said.insert(0, element("strong", SYNTHETIC))
+    if what := synthetic(found):
+        said.insert(0, element("strong", f"{what}. No number here says anything about people."))
     return join([element("p", one, class_="banner") for one in said])
+
+
+def synthetic(found: Mapping[str, Any]) -> str:
+    """What of an evaluation is drawn and not of patients, in a sentence without its end; empty where nothing is."""
+    models = [*found["models"], *((found.get("against") or {}).get("models") or ())]
+    drawn = [model for model in models if model.get("synthetic")]
+    if found["evaluation"].get("synthetic") or (found.get("synthetic") and not drawn):
+        return SYNTHETIC
+    if not drawn:
+        return ""
+    which = "The model was" if len(models) == 1 else f"{len(drawn)} of the {len(models)} models were"
+    return f"Synthetic model: {which[0].lower()}{which[1:]} made with drawn phantoms, not patients"
 
 
 def _tiles(found: Mapping[str, Any]) -> Markup:
@@ -132,17 +143,17 @@ def _against(found: Mapping[str, Any]) -> Markup | None:
     ours = {value.name: value for value in read(found["values"])}
     theirs = {value.name: value for value in read(against["values"])}
     tested = any(one.get("p") is not None for one in against["differences"].values())
-    titles = [("", None), ("this", "n"), ("the other", "n"), ("difference", "n"), ("95 % interval", None)]
-    titles += [("p", "n")] * tested + [("method", None)]
+    titles = [("", None), ("difference", "n"), ("95 % interval", None)] + [("p", "n")] * tested
+    titles += [("this", "n"), ("the other", "n"), ("method", None)]
     head = element("tr", [element("th", title, class_=class_) for title, class_ in titles])
     rows = []
     for name, one in against["differences"].items():
         cells = [
             element("th", name, scope="row"),
-            *(element("td", _of(side.get(name)), class_="n") for side in (ours, theirs)),
-            element("td", _signed(one.get("value")), class_="n"),
+            element("td", signed(one.get("value")), class_="n"),
             element("td", _difference(one), class_="why"),
-            element("td", _p(one.get("p")), class_="n") if tested else None,
+            element("td", p_value(one.get("p")), class_="n") if tested else None,
+            *(element("td", _of(side.get(name)), class_="n") for side in (ours, theirs)),
             element("td", one.get("method") or ""),
         ]
         rows.append(element("tr", cells))
@@ -159,20 +170,10 @@ def _of(value: Value | None) -> str:
     return decimal(value.value if value else None)
 
 
-def _signed(value: float | None) -> str:
-    return "n/a" if value is None else f"{value:+.3f}"
-
-
 def _difference(one: Mapping[str, Any]) -> str:
     if one.get("low") is None or one.get("high") is None:
         return text(one["why"]) if one.get("why") else "no interval"
-    return f"{one['low']:+.3f}\N{NO-BREAK SPACE}to\N{NO-BREAK SPACE}{one['high']:+.3f}"
-
-
-def _p(value: float | None) -> str:
-    if value is None:
-        return ""
-    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+    return interval(one["low"], one["high"], signed)
 
 
 def _curves(found: Mapping[str, Any]) -> Markup | None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from hybridclip_jax.logs import duration
 from hybridclip_jax.report.curves import by_step
-from hybridclip_jax.report.document import document
+from hybridclip_jax.report.document import SYNTHETIC, document
 from hybridclip_jax.report.markup import Markup, breakable, element, join
 from hybridclip_jax.report.recipe import recipe_section
 from hybridclip_jax.report.run import Run
@@ -71,7 +71,7 @@ def _header(run: Run) -> Markup:
 def banners(run: Run) -> Markup:
     said: list[Markup] = []
     if run.synthetic:
-        text = "Synthetic data: drawn phantoms, not patients. No number here says anything about people."
+        text = f"{SYNTHETIC}. No number here says anything about people."
         said.append(element("p", element("strong", text), class_="banner"))
     if not run.summary.get("finished"):
         why = f": {run.summary['exit']}" if run.summary.get("exit") else ""
@@ -109,7 +109,8 @@ def _tiles(run: Run) -> Markup:
 
 def _choice(run: Run) -> Markup:
     early = run.summary.get("stopped_early")
-    parts = [element("p", _sentence(early))] if early else []
+    said_there = early and early in (run.best.get("why") or "")
+    parts = [element("p", _sentence(early))] if early and not said_there else []
     if not run.best:
         text = "No step has been chosen yet; where a step is needed below, the last evaluated one stands in."
         return element("section", element("h2", "The chosen step"), element("p", text), parts)

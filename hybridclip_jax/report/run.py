@@ -68,7 +68,8 @@ class Run:
         """Raises UserError where the folder holds no run, no logged step, or a file that is not as a run writes it."""
         workdir = Path(workdir)
         if not (workdir / "config.json").is_file():
-            raise UserError(f"{workdir}: not a run's folder (no config.json); give the --workdir of a run")
+            remedy = "give the --workdir of a run, or the --out of an evaluation"
+            raise UserError(f"{workdir}: not a run's folder (no config.json); {remedy}")
         metrics = read_metrics(workdir / METRICS_FILE)
         if not metrics:
             raise UserError(f"{workdir / METRICS_FILE}: no step is logged yet; let the run reach its first logged step")

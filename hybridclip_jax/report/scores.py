@@ -25,6 +25,7 @@ _SAID = {
     "labels",
     "prompts",
     "compat",
+    "meanings",
 }
 
 
@@ -41,8 +42,9 @@ def scores(line: Mapping[str, Any], info: Mapping[str, Any], *, unverified: bool
     return join(
         [
             notes(info.get("notes") or []),
-            [_table(kind, rows, info.get("labels") or {}, averaged) for kind, rows in kinds.items() if _judged(rows)],
+            [_table(kind, rows, info, averaged) for kind, rows in kinds.items() if _judged(rows)],
             pairs([(value.name, decimal(value.value)) for value in plain]) if plain else None,
+            [element("p", f"{kind_title(value.kind)}: {said}", class_="note") for value, said in _plainly(plain, info)],
             _intervals(values, info),
             _compat(info.get("compat")),
             _beside(values, results),
@@ -74,9 +76,9 @@ def notes(said: Sequence[str]) -> Markup | None:
     return element("ul", [element("li", sentence) for sentence in said], class_="notes") if said else None
 
 
-def _table(kind: str, rows: Sequence[Value], labels: Mapping[str, Any], averaged: int | None) -> Markup:
-    """A row a value. `labels` are the counts of a description, `averaged` is how many labels a mean is over."""
-    columns = _columns(kind, rows, labels)
+def _table(kind: str, rows: Sequence[Value], info: Mapping[str, Any], averaged: int | None) -> Markup:
+    """A row a value. `info` is a description, `averaged` is how many labels a mean is over."""
+    columns = _columns(kind, rows, info.get("labels") or {})
     head = element("tr", element("th", ""), [element("th", title, class_=class_) for title, class_, _ in columns])
     body = []
     for row in rows:
@@ -85,17 +87,37 @@ def _table(kind: str, rows: Sequence[Value], labels: Mapping[str, Any], averaged
         body.append(element("tr", name, cells, class_="total" if row.summary else None))
     chances = {row.chance for row in rows}
     chance = chances.pop() if len(chances) == 1 else None
-    note = None if chance is None else element("p", f"Chance: {chance:.3g}.", class_="note")
+    said = [] if chance is None else [f"Chance: {chance:.3g}."]
+    said += filter(None, (_meaning(kind, info), _thresholds(kind, info)))
+    note = element("p", " ".join(said), class_="note") if said else None
     return element("section", element("h4", kind_title(kind)), table(head, body), note)
+
+
+def _meaning(kind: str, info: Mapping[str, Any]) -> str:
+    """What the protocol says that values of this kind are; empty where it says nothing."""
+    meanings = info.get("meanings") or {}
+    said = meanings.get(kind) or meanings.get(kind.partition("@")[0]) or ""
+    return f"{said[:1].upper()}{said[1:].rstrip('.')}." if said else ""
+
+
+def _plainly(values: Sequence[Value], info: Mapping[str, Any]) -> list[tuple[Value, str]]:
+    """The first value of each kind that has a meaning, and that."""
+    first = {value.kind: value for value in reversed(values)}
+    return [(value, said) for value in values if value is first[value.kind] and (said := _meaning(value.kind, info))]
+
+
+def _thresholds(kind: str, info: Mapping[str, Any]) -> str:
+    chosen_on = info.get("validation")
+    if kind not in ("f1", "mcc") or not isinstance(chosen_on, dict):
+        return ""
+    return f"The threshold of each label is the one with the largest MCC on {text(chosen_on.get('data'))}."
 
 
 def _columns(
     kind: str, rows: Sequence[Value], labels: Mapping[str, Any]
 ) -> list[tuple[str, str, Callable[[Value], object]]]:
     """Title, class and cell of every column that has something to show in one of the rows."""
-    columns: list[tuple[str, str, Callable[[Value], object]]] = [
-        (kind_title(kind), "n", lambda row: decimal(row.value))
-    ]
+    columns: list[tuple[str, str, Callable[[Value], object]]] = [("value", "n", lambda row: decimal(row.value))]
     if any(row.point is not None for row in rows):
         columns.append(("of the set itself", "n", lambda row: decimal(row.point)))
     if kind.partition("@")[0] in BARS:

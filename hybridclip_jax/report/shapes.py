@@ -54,6 +54,7 @@ DESCRIPTION: Shape = {
     "labels": Maybe(Each({"positives": WHOLE, "negatives": WHOLE})),
     "synthetic": Maybe(FLAG),
     "notes": Maybe(TEXTS),
+    "meanings": Maybe(Each(TEXT)),
 }
 STORE = Maybe({"spec": TEXT, "records": Maybe(WHOLE), "patients": Maybe(WHOLE), "synthetic": Maybe(FLAG)})
 SUMMARY: Shape = {
@@ -73,6 +74,7 @@ SUMMARY: Shape = {
     "command": Maybe(TEXT),
     "warnings": Maybe(TEXTS),
     "stopped_early": Maybe(TEXT),
+    "estimate": Maybe({"pf_days": NUMBER, "hours": Maybe(NUMBER)}),
     "eval_share": Maybe({"flops": Maybe(NUMBER), "wall": Maybe(NUMBER)}),
     "evaluations": Maybe(Each(DESCRIPTION)),
 }
@@ -103,7 +105,8 @@ AUDIT: Shape = {
     ),
     "problems": TEXTS,
 }
-# Of a line of metrics.jsonl what the report reads. A value `<kind>/<rest>` is a number, its `<kind>_why/<rest>` text.
+# Of a line of metrics.jsonl what the report reads. A value `<kind>/<rest>` is a number, what stands
+# beside it as `<kind>_why/<rest>` or `<kind>_labels/<rest>` text.
 LINE: Mapping[str, Shape] = {
     "step": WHOLE,
     "split": TEXT,
@@ -116,11 +119,18 @@ USE: Shape = {
     "protocol": TEXT,
     "data": TEXT,
     "step": Maybe(WHOLE),
+    "steps": Maybe(Items(Maybe(WHOLE))),
     "unit": Maybe(TEXT),
     "values": Maybe(OBJECT),
     "out": Maybe(TEXT),
 }
-MODELS = Items({"folder": TEXT, **dict.fromkeys(("fingerprint", "run", "why"), Maybe(TEXT)), "step": Maybe(WHOLE)})
+MODEL: Shape = {
+    "folder": TEXT,
+    **dict.fromkeys(("fingerprint", "run", "why"), Maybe(TEXT)),
+    "step": Maybe(WHOLE),
+    "synthetic": Maybe(FLAG),
+}
+MODELS = Items(MODEL)
 DIFFERENCE: Shape = {
     **dict.fromkeys(("value", "low", "high", "p"), Maybe(NUMBER)),
     "method": Maybe(TEXT),
@@ -205,7 +215,7 @@ def _values(body: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 def values_fault(values: Mapping[str, Any]) -> str:
     """The first value by public name that is not of its kind, in words; empty where each is."""
     named = {name: value for name, value in values.items() if "/" in name}
-    kinds = {name: Maybe(TEXT if name.partition("/")[0].endswith("_why") else NUMBER) for name in named}
+    kinds = {name: Maybe(TEXT if name.partition("/")[0].endswith(("_why", "_labels")) else NUMBER) for name in named}
     return fault(named, kinds)
 
 

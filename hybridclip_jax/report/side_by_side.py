@@ -9,7 +9,7 @@ from typing import Any
 from hybridclip_jax.logs import duration
 from hybridclip_jax.report.charts import Series, key, line_chart, run_style, thin
 from hybridclip_jax.report.curves import curve_of, figure, thinned
-from hybridclip_jax.report.document import document
+from hybridclip_jax.report.document import SYNTHETIC, document
 from hybridclip_jax.report.markup import Markup, breakable, element, join, table
 from hybridclip_jax.report.run import Run, at_step, evaluations, shown_step
 from hybridclip_jax.report.values import COUNTS, Value, find, kind_title, read, rest_title
@@ -53,7 +53,7 @@ def _banners(names: Sequence[str], runs: Sequence[Run]) -> Markup:
     said: list[object] = []
     synthetic = [name for name, run in zip(names, runs, strict=True) if run.synthetic]
     if synthetic:
-        text = f"Synthetic data: drawn phantoms, not patients, in {_all_or(synthetic, names)}."
+        text = f"{SYNTHETIC}, in {_all_or(synthetic, names)}."
         said.append(element("strong", text))
     unfinished = [name for name, run in zip(names, runs, strict=True) if not run.summary.get("finished")]
     if unfinished:
@@ -62,9 +62,9 @@ def _banners(names: Sequence[str], runs: Sequence[Run]) -> Markup:
     if stuck:
         said.append(f"The loss ends at chance in {', '.join(stuck)}: nothing of the pairing has been learnt there.")
     said += [
-        f"Evaluation {name} is not of the same store and protocol in each run: its values do not compare."
+        f"Evaluation {name} is not of the same {differ} in each run: its values do not compare."
         for name in _shared(runs)
-        if len({_measured(run, name) for run in runs if name in run.config["evals"]}) > 1
+        if (differ := _differ([_measured(run, name) for run in runs if name in run.config["evals"]]))
     ]
     return join([element("p", one, class_="banner") for one in said])
 
@@ -79,13 +79,39 @@ def _shared(runs: Sequence[Run]) -> list[str]:
     return [name for name in dict.fromkeys(named) if named.count(name) > 1]
 
 
-def _measured(run: Run, name: str) -> tuple[object, ...]:
-    """What must be equal for two runs' values of an evaluation to compare."""
+def _measured(run: Run, name: str) -> dict[str, object]:
+    """What must be equal for two runs' values of an evaluation to compare, by what it is called."""
     described = (run.summary.get("evaluations") or {}).get(name)
-    if described:
-        return described["protocol"], text(described.get("store_fingerprint")), described.get("unit")
-    entry = run.config["evals"][name]
-    return entry["protocol"], entry["data"], None
+    if not described:
+        entry = run.config["evals"][name]
+        return {"protocol": entry["protocol"], "store": entry["data"]}
+    fields = described.get("fields")
+    return {
+        "protocol": described["protocol"],
+        "store": described.get("store_fingerprint"),
+        "split": (described.get("set") or {}).get("split"),
+        "unit": described.get("unit"),
+        # a prompt file is the same by its sentences, wherever it lies
+        "fields": {key: fields[key] for key in fields if key != "prompts"} if isinstance(fields, dict) else fields,
+        "labels": sorted(described.get("labels") or {}),
+        "prompts": _digests(described.get("prompts")),
+    }
+
+
+def _digests(prompts: Any) -> list[object]:
+    """The sha256 of each prompt file, as `describe` gives one of them or several."""
+    if isinstance(prompts, dict) and "sha256" in prompts:
+        return [prompts["sha256"]]
+    parts = prompts.values() if isinstance(prompts, dict) else prompts if isinstance(prompts, list) else []
+    return [digest for part in parts for digest in _digests(part)]
+
+
+def _differ(measured: Sequence[Mapping[str, object]]) -> str:
+    """What of these is not the same in all, in words; empty where everything is."""
+    first, *others = measured
+    keys = dict.fromkeys(key for one in measured for key in one)
+    named = [key for key in keys if any(one.get(key) != first.get(key) for one in others)]
+    return " and ".join(filter(None, (", ".join(named[:-1]), *named[-1:])))
 
 
 def _headlines(names: Sequence[str], runs: Sequence[Run]) -> Markup:

@@ -76,6 +76,7 @@ svg .bars path { fill: var(--main); }
 table { border-collapse: collapse; font-size: .9375rem; }
 th, td { text-align: left; vertical-align: top; padding: 5px 14px 5px 0;
   border-bottom: 1px solid var(--rule); }
+table:has(th:nth-child(10)) :is(th, td) { padding-right: 9px; font-size: .8125rem; }
 td.long { overflow-wrap: anywhere; min-width: 7em; }
 th { font-weight: 600; }
 thead th { vertical-align: bottom; }

@@ -47,7 +47,8 @@ def uses_section(run: Run) -> Markup | None:
     rows = []
     for use in run.uses:
         said = [f"{value.name} {decimal(value.value)}" for value in headline(read(use.get("values") or {}))]
-        step = "" if use.get("step") is None else count(use["step"])
+        steps = [step for step in use.get("steps") or [use.get("step")] if step is not None]
+        step = ", ".join(map(count, dict.fromkeys(steps)))
         cells = [element("td", cell) for cell in (moment(use["when"]), step, use["protocol"], use["data"])]
         rows.append(element("tr", cells, element("td", ", ".join(said), class_="source")))
     stores = collections.Counter(use["data"] for use in run.uses)
@@ -96,22 +97,32 @@ def work_section(run: Run) -> Markup:
 
     mfu = run.last("mfu")
     share = run.summary.get("eval_share") or {}
-    rate = number(run.summary.get("pairs_per_s"))
+    estimate = run.summary.get("estimate") or {}
+    rate, hours = (number(value) for value in (run.summary.get("pairs_per_s"), estimate.get("hours")))
     rows = [
         ("pairs per second", f"{rate:,.4g}" if rate is not None else median("pairs_per_s", "(median)")),
         ("step", median("step_ms", "ms (median)")),
         ("waiting for input, of that", median("input_wait_ms", "ms (median)")),
         ("arithmetic", median("tflops", "TFLOP/s (median)")),
         ("PF-days of model work", figures(run.last("pf_days_model"))),
+        ("PF-days against the estimate", _against(run.last("pf_days_model"), estimate.get("pf_days"))),
         ("PF-days of device capacity used", figures(run.last("pf_days_capacity"))),
         ("their ratio (MFU)", "not known for this device" if mfu is None else f"{mfu:.1%}"),
         ("wall time", "not recorded" if (wall := run.last("wall_s")) is None else duration(wall)),
-        ("evaluation, of that", _share(share.get("wall"))),
+        ("wall time by the estimate", "not known" if hours is None else duration(3600 * hours)),
+        ("evaluation, of the time of all attempts", _share(share.get("wall"))),
         ("evaluation, of all FLOPs", _share(share.get("flops"))),
         ("attempts", count(run.summary.get("attempts"))),
     ]
     note = "One PF-day is 8.64e19 floating-point operations; a multiply-add counts as two. Training alone."
     return element("section", element("h2", "Speed and work"), pairs(rows), element("p", note, class_="note"))
+
+
+def _against(done: float | None, asked: float | None) -> str:
+    """The work done, beside what the run was estimated to take before its first step."""
+    if not asked:
+        return "not recorded"
+    return f"{figures(done)} of {figures(asked)}" + ("" if done is None else f" ({done / asked:.0%})")
 
 
 def _share(value: object) -> str:

@@ -63,7 +63,8 @@ def _cell(line: Mapping[str, Any] | None, name: str) -> str:
     value, _ = value_or_why(line, name)
     if line is None or value is None:
         return "n/a"
-    ends = interval(*(number(line.get(f"auroc_{end}/{name}")) for end in ("lo", "hi"))) if name in SUMMARIES else ""
+    low, high = (number(line.get(f"auroc_{end}/{name}")) for end in ("lo", "hi"))
+    ends = interval(low, high) if name in SUMMARIES else ""
     return f"{value:.3f} ({ends})" if ends else f"{value:.3f}"
 
 

@@ -1,8 +1,9 @@
 """The values of an evaluation, each with what stands beside it, by their public names.
 
 A value `<kind>/<rest>` may have `<kind>_lo/<rest>`, `<kind>_hi/<rest>`, `<kind>_resamples/<rest>`, `<kind>_why/<rest>`,
-`<kind>_chance/<rest>` and `<kind>_ceiling/<rest>` (the best that can be) beside it; and where it is the mean of its
-resamples, the set's own as `<kind>_point/<rest>`.
+`<kind>_chance/<rest>` and `<kind>_ceiling/<rest>` (the best that can be) beside it; where it is the mean of its
+resamples, the set's own as `<kind>_point/<rest>`; where it has no interval, `<kind>_interval_why/<rest>`; and where it
+counts labels, their names as `<kind>_labels/<rest>`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 
 from hybridclip_jax.report.words import number
 
-BESIDE = ("lo", "hi", "resamples", "why", "chance", "ceiling", "point")
+BESIDE = ("lo", "hi", "resamples", "why", "interval_why", "labels", "chance", "ceiling", "point")
 # The level of a model that has learnt nothing, of kinds for which it is the same on every set.
 CHANCE = {"auroc": 0.5, "probe_auroc": 0.5, "mcc": 0.0}
 # Rests that are a summary of the others, and how a reader is told.
@@ -69,14 +70,15 @@ def read(line: Mapping[str, Any]) -> list[Value]:
     names: dict[tuple[str, str], None] = {}
     for key in line:
         kind, _, rest = key.partition("/")
-        base, _, beside = kind.rpartition("_")
-        if not rest:
+        if not rest or any(f"{base}/{rest}" in line for base in _bases(kind)):
             continue
-        if base and beside == "why":  # an undefined value may be written by its reason alone
-            names[base, rest] = None
-        elif not (base and beside in BESIDE and f"{base}/{rest}" in line):
-            names[kind, rest] = None
+        names[kind.removesuffix("_why"), rest] = None  # an undefined value may be written by its reason alone
     return [_value(line, kind, rest) for kind, rest in names]
+
+
+def _bases(kind: str) -> list[str]:
+    """The kinds beside which this one may stand."""
+    return [base for what in BESIDE if (base := kind.removesuffix(f"_{what}")) != kind]
 
 
 def _value(line: Mapping[str, Any], kind: str, rest: str) -> Value:
@@ -96,8 +98,12 @@ def _value(line: Mapping[str, Any], kind: str, rest: str) -> Value:
         CHANCE.get(kind) if chance is None else chance,
         beside("ceiling"),
         beside("point"),
-        str(line.get(f"{kind}_why/{rest}") or ("no value was logged" if value is None else "")),
+        str(_said(line, kind, rest) or ("no value was logged" if value is None else "")),
     )
+
+
+def _said(line: Mapping[str, Any], kind: str, rest: str) -> Any:
+    return next(filter(None, (line.get(f"{kind}_{what}/{rest}") for what in ("why", "interval_why", "labels"))), None)
 
 
 def by_kind(values: list[Value]) -> dict[str, list[Value]]:
@@ -113,18 +119,22 @@ def find(line: Mapping[str, Any], name: str) -> Value | None:
 
 
 def headline(values: list[Value]) -> list[Value]:
-    """The summaries, else the first value that has an interval, else the first."""
-    summaries = [value for value in values if value.summary and value.value is not None]
-    if summaries:
-        return summaries
-    return [value for value in values if value.low is not None][:1] or values[:1]
+    """What to show where not all can be: first the mean, else the first value, then the other summaries.
+
+    Constants and counts are passed over where anything was resampled: `selection.headline` names the same first value.
+    """
+    measured = [value for value in values if value.resamples is not None] or values
+    if not measured:
+        return []
+    first = next((value for value in measured if value.rest == "mean"), measured[0])
+    return [first, *(value for value in measured if value.summary and value is not first)]
 
 
 def kind_title(kind: str) -> str:
     """A kind in a reader's words: recall_i2t is "recall, image to text"."""
     of, _, fraction = kind.partition("@")
     if fraction:
-        return f"{kind_title(of)}, fitted on {fraction} of the training labels"
+        return f"{kind_title(of)}, fitted on {fraction} of the training patients"
     if kind in _KINDS:
         return _KINDS[kind]
     first, *more = [_WORDS.get(word, word) for word in kind.split("_")]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 
@@ -37,14 +37,25 @@ def decimal(value: float | int | None) -> str:
         return "n/a"
     if isinstance(value, int):
         return f"{value:,}"
-    return f"{value:.3f}" if abs(value) < 10 else f"{value:,.4g}"
+    return f"{value:z.3f}" if abs(value) < 10 else f"{value:,.4g}"
 
 
-def interval(low: float | None, high: float | None) -> str:
+def signed(value: float | int | None) -> str:
+    """A difference: `decimal` with a plus where it is above 0."""
+    return f"{'+' if value is not None and value > 0 else ''}{decimal(value)}"
+
+
+def interval(low: float | None, high: float | None, write: Callable[[float | int | None], str] = decimal) -> str:
     """Both ends on one line, an undefined one as n/a; nothing where there is neither."""
     if low is None and high is None:
         return ""
-    return f"{decimal(low)}\N{NO-BREAK SPACE}to\N{NO-BREAK SPACE}{decimal(high)}"
+    return f"{write(low)}\N{NO-BREAK SPACE}to\N{NO-BREAK SPACE}{write(high)}"
+
+
+def p_value(p: float | None) -> str:
+    if p is None:
+        return ""
+    return "<\N{NO-BREAK SPACE}0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def moment(when: str) -> str:
