@@ -1,7 +1,7 @@
 """The recipe: DINOv3 ViT-B/16 and CLIP's text transformer at 512 tokens, joined by one new 768 -> 512 layer.
 
     python -m hybridclip_jax.main --config=configs/hybrid_cxr.py --workdir=runs/hybrid \\
-        --config.data.train=STORE:train --config.evals.external.data=OTHER_STORE:test
+        --config.data.train=STORE:train --config.evals.external.data=OTHER_STORE:val
 
 Pretrained towers: convert them (README, "Weights in and out") and add --config.model.image.weights=DIR
 --config.model.text.weights=DIR. The image tower: --input-norm clip, so that DINOv3 sees its own statistics. The text

@@ -80,6 +80,31 @@ def encode_flops(
     return tally.forward
 
 
+def of_step(config: Any, model: Any, text_tokens: int) -> StepFlops:
+    """`step_flops` of the model of a config (`build.Model`), whose texts are padded to `text_tokens`."""
+    return step_flops(
+        model.spec.image_arch,
+        model.spec.text_arch,
+        embed_dim=model.spec.embed_dim,
+        image_size=config.data.image_size,
+        text_tokens=text_tokens,
+        batch_size=config.batch_size,
+        trainable=model.optimizer.trainable.__contains__,
+    )
+
+
+def of_encoding(config: Any, model: Any, images: int, texts: Mapping[int, int]) -> int:
+    """`encode_flops` of the model of a config (`build.Model`): `images`, and {padded length: texts}."""
+    return encode_flops(
+        model.spec.image_arch,
+        model.spec.text_arch,
+        embed_dim=model.spec.embed_dim,
+        image_size=config.data.image_size,
+        images=images,
+        texts=texts,
+    )
+
+
 def pf_days(flops: float) -> float:
     """FLOPs -> PF-days, FLOPs / 8.64e19."""
     return flops / PF_DAY

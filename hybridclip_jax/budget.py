@@ -12,7 +12,6 @@ from jax.sharding import AbstractMesh
 
 from hybridclip_jax import accounting, build, optim, peaks, sharding, state
 from hybridclip_jax.errors import UserError
-from hybridclip_jax.flops import of_step
 from hybridclip_jax.logs import duration, table, tower_counts
 
 # Without a count: one device, and the eight of a usual node.
@@ -55,7 +54,7 @@ def _known(name: str) -> str:
 
 def step_flops(config: Any, model: build.Model) -> accounting.StepFlops:
     """FLOPs of one step whose texts fill the context."""
-    return of_step(config, model, model.spec.text_arch.context)
+    return accounting.of_step(config, model, model.spec.text_arch.context)
 
 
 def parameters_table(model: build.Model) -> str:

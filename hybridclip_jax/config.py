@@ -18,6 +18,7 @@ from ml_collections import ConfigDict, config_flags
 from hybridclip_jax.data.transforms import CROPS
 from hybridclip_jax.errors import UserError
 from hybridclip_jax.evals import COMMON, EVALUATORS
+from hybridclip_jax.modelcard import LARGEST_IMAGE
 from hybridclip_jax.models import IMAGE_ENCODERS, TEXT_ENCODERS
 from hybridclip_jax.objectives import OBJECTIVES
 from hybridclip_jax.optim import OPTIMIZERS
@@ -40,8 +41,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "compute.attention": ("xla", "cudnn"),
     "watchdog.at_chance": ("warn", "stop"),
 }
-# kinds of values of which the highest would be the worst
-LOWER_IS_BETTER = ("loss", "median_rank")
+# beginnings of the names of values of which the highest would be the worst; of all others the lowest would be
+LOWER_IS_BETTER = ("loss", "median_rank", "wording_spread", "sides/cosine", "order/cosine")
 # field -> the smallest value it may take
 AT_LEAST: dict[str, float] = {
     "seed": 0,
@@ -309,6 +310,8 @@ def _image_size(config: ConfigDict) -> Iterator[str]:
     wrong = sizes.wrong_size(config.data.image_size) if sizes else ""
     if wrong:
         yield f"data.image_size = {config.data.image_size}: {wrong}"
+    elif config.data.image_size > LARGEST_IMAGE:
+        yield f"data.image_size = {config.data.image_size}: must be at most {LARGEST_IMAGE}"
 
 
 def _tuples(config: ConfigDict) -> Iterator[str]:
@@ -349,8 +352,12 @@ def _evals(config: ConfigDict) -> Iterator[str]:
     elif metric and metric.split("/")[0] not in config.evals:
         known = ", ".join(config.evals) or "none"
         yield f"select.metric = {metric!r}: names no evaluation (known: {known})"
-    elif metric and config.select.mode == "max" and metric.split("/")[1].startswith(LOWER_IS_BETTER):
-        yield f"select.mode = max: of {metric} the lowest is best; use --config.select.mode=min"
+    elif metric and config.select.mode in CHOICES["select.mode"]:
+        best, mode = ("lowest", "min") if metric.partition("/")[2].startswith(LOWER_IS_BETTER) else ("highest", "max")
+        if config.select.mode != mode:
+            yield (
+                f"select.mode = {config.select.mode}: of {metric} the {best} is best; use --config.select.mode={mode}"
+            )
     if config.evals and not metric:
         yield "select.metric is empty: name one, e.g. " + f"{next(iter(config.evals))}/auroc/mean"
 

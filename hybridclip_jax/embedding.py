@@ -15,20 +15,19 @@ import dataclasses
 import importlib.metadata
 import json
 import os
-import shutil
 import struct
 import time
 import zipfile
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from hybridclip_jax.data.locks import release_lock, take_lock
+from hybridclip_jax.data.locks import only_one
 from hybridclip_jax.data.prepare import CAP_FROM_ROWS
 from hybridclip_jax.embedding_items import Items, Part
-from hybridclip_jax.errors import StorageError, UserError
+from hybridclip_jax.errors import RunStopped, StorageError, UserError
 from hybridclip_jax.inference import LoadedModel
 from hybridclip_jax.rundir import read_json, write_json
 
@@ -42,6 +41,7 @@ _UNREADABLE = (
     *(zipfile.BadZipFile, struct.error),
 )
 _EMBEDDING, _PROGRESS, _WHOLE = "embedding.npy", "progress.json", "whole.npz"
+_OWN = (_EMBEDDING, _PROGRESS, f"{_PROGRESS}.partial", _WHOLE)
 
 Progress = Callable[[str, int, int], None]  # label, done, total
 
@@ -93,8 +93,6 @@ def check_out(out: Path) -> None:
     """Raises UserError for what cannot become a file of embeddings."""
     if out.suffix != SUFFIX:
         raise UserError(f"--out {out}: must end in {SUFFIX}")
-    if not out.parent.is_dir():
-        raise UserError(f"--out {out}: no such folder as {out.parent}; make it first")
     if out.is_dir():
         raise UserError(f"--out {out}: is a folder; name a file")
 
@@ -116,14 +114,18 @@ def embed(
     Raises:
         UserError: `out` cannot be written or is something else, another embed is writing it, no image can be read,
             or from CAP_FROM_ROWS images on more than the share `max_skipped` cannot.
+        RunStopped: an embedding is not finite.
         StorageError: the disk refuses.
     """
     check_out(out)
     card = _card(model, items)
+    busy = f"another embed is writing {out}: wait for it, or name another --out"
     try:
-        with _locked(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with only_one(out.with_name(out.name + ".lock"), busy):
             if out.exists():
                 skipped = _earlier(out, card)
+                _remove(_partial_folder(out))  # of an attempt killed at its very end
                 say(f"{out} is complete already: nothing was done")
                 return Outcome(len(items), skipped)
             with _Partial(out, card, (len(items), int(model.card.architecture["embed_dim"]))) as partial:
@@ -133,6 +135,7 @@ def embed(
                     say("starting over: what an earlier attempt left is of another model, input or version")
                 _check_skipped(items, partial, max_skipped)
                 for part, embedding_BxE in _encoded(model, items, partial.done):
+                    _refuse_nonfinite(items, part, embedding_BxE)
                     partial.put(part, embedding_BxE)
                     _check_skipped(items, partial, max_skipped)
                     progress("embed", partial.done, len(items))
@@ -162,28 +165,36 @@ def _card(model: LoadedModel, items: Items) -> dict[str, Any]:
     return json.loads(json.dumps(made_of))  # as it is read back: comparable
 
 
-@contextlib.contextmanager
-def _locked(out: Path) -> Iterator[None]:
-    lock = out.with_name(out.name + ".lock")
-    try:
-        descriptor = take_lock(lock, wait=False)
-    except BlockingIOError as error:
-        raise UserError(f"another embed is writing {out}: wait for it, or name another --out") from error
-    try:
-        yield
-    finally:
-        release_lock(lock, descriptor)
-
-
 def _earlier(out: Path, card: dict[str, Any]) -> list[tuple[int, str]]:
     """What the complete file `out` left out. Raises UserError where it was made of anything else."""
+    remedy = "remove it, or name another --out"
     try:
         found = read(out).card
-    except UserError:
-        found = {}
-    if {key: found.get(key) for key in card} != card:
-        raise UserError(f"{out} is there already, and not of this model and input: remove it, or name another --out")
-    return [(one["source_row"], one["reason"]) for one in found["skipped"]]
+        skipped = [(int(one["source_row"]), str(one["reason"])) for one in found["skipped"]]
+    except (UserError, LookupError, TypeError, ValueError) as error:
+        raise UserError(f"{out} is there already, and holds no embeddings this program can read: {remedy}") from error
+    if differs := [_differs(key, found.get(key), card[key]) for key in card if found.get(key) != card[key]]:
+        raise UserError(f"{out} is there already, made with {', '.join(differs)}: {remedy}")
+    return skipped
+
+
+def _differs(key: str, earlier: Any, now: Any) -> str:
+    if key != "versions" or not isinstance(earlier, dict):
+        return f"another {key}"
+    changed = [name for name in now if earlier.get(name) != now[name]]
+    return ", ".join(f"{name} {earlier.get(name, 'unknown')} (now {now[name]})" for name in changed) or "other versions"
+
+
+def _partial_folder(out: Path) -> Path:
+    return out.with_name(out.name + ".partial")
+
+
+def _remove(folder: Path) -> None:
+    """Only what is embed's own: another may have kept files of his under that name."""
+    with contextlib.suppress(OSError):
+        for name in _OWN:
+            (folder / name).unlink(missing_ok=True)
+        folder.rmdir()
 
 
 def _encoded(model: LoadedModel, items: Items, start: int) -> Generator[tuple[Part, np.ndarray], None, None]:
@@ -198,6 +209,13 @@ def _encoded(model: LoadedModel, items: Items, start: int) -> Generator[tuple[Pa
                 yield earlier, np.asarray(embedding)
     for part, embedding in waiting:
         yield part, np.asarray(embedding)
+
+
+def _refuse_nonfinite(items: Items, part: Part, embedding_BxE: np.ndarray) -> None:
+    finite_M = np.isfinite(embedding_BxE[: len(part.place_M)]).all(axis=1)
+    if not finite_M.all():
+        row = items.source_row_N[part.place_M[np.argmin(finite_M)]]
+        raise RunStopped(f"row {row}: the model gives an embedding that is not finite: its weights are no use")
 
 
 def _check_skipped(items: Items, partial: _Partial, most: float) -> None:
@@ -236,11 +254,13 @@ class _Partial:
     """
 
     def __init__(self, out: Path, card: dict[str, Any], shape: tuple[int, int]) -> None:
-        self.folder, self._out, self._card = out.with_name(out.name + ".partial"), out, card
+        self.folder, self._out, self._card = _partial_folder(out), out, card
         self.done, self.skipped, self._saved_s = 0, list[tuple[int, str]](), time.monotonic()
         self.folder.mkdir(exist_ok=True)
+        if {path.name for path in self.folder.iterdir()} - set(_OWN):
+            raise UserError(f"{self.folder} holds files that embed did not write: move them, or name another --out")
         self.found = (self.folder / _PROGRESS).exists()
-        earlier = self._earlier()
+        earlier = self._earlier(shape)
         self._embedding_NxE = self._fresh(shape) if earlier is None else earlier
 
     def __enter__(self) -> _Partial:
@@ -251,14 +271,21 @@ class _Partial:
             with contextlib.suppress(OSError, StorageError):  # the disk may be what stopped the work
                 self._save()
 
-    def _earlier(self) -> np.memmap | None:
+    def _earlier(self, shape: tuple[int, int]) -> np.memmap | None:
         try:
             left = read_json(self.folder / _PROGRESS)
             # Refuses a file cut short, which numpy would lengthen where it is opened to be written.
-            np.load(self.folder / _EMBEDDING, mmap_mode="r")
-            if left["card"] != self._card:
+            made = np.load(self.folder / _EMBEDDING, mmap_mode="r")
+            if left["card"] != self._card or (made.shape, made.dtype) != (shape, np.float32):
                 return None
-            self.done, self.skipped = int(left["done"]), [(int(n), str(reason)) for n, reason in left["skipped"]]
+            done, skipped = left["done"], [(n, str(reason)) for n, reason in left["skipped"]]
+            places = [n for n, _ in skipped]
+            whole = all(type(n) is int for n in (done, *places))
+            if not (
+                whole and len(set(places)) == len(places) <= done <= shape[0] and set(places) <= set(range(shape[0]))
+            ):
+                return None
+            self.done, self.skipped = done, skipped
         except (OSError, EOFError, ValueError, LookupError, TypeError):
             return None
         return np.lib.format.open_memmap(self.folder / _EMBEDDING, "r+")
@@ -288,7 +315,10 @@ class _Partial:
         self._save()
         kept = np.ones(len(items), bool)
         kept[[n for n, _ in self.skipped]] = False
-        skipped = [{"source_row": row, "reason": reason} for row, reason in _by_source_row(items, self.skipped)]
+        skipped = [
+            {"source_row": int(items.source_row_N[n]), "id": str(items.id_N[n]), "reason": reason}
+            for n, reason in self.skipped
+        ]
         with (self.folder / _WHOLE).open("wb") as file:
             np.savez(
                 file,
@@ -301,4 +331,4 @@ class _Partial:
             file.flush()
             os.fsync(file.fileno())
         os.replace(self.folder / _WHOLE, self._out)
-        shutil.rmtree(self.folder, ignore_errors=True)
+        _remove(self.folder)

@@ -48,7 +48,7 @@ class Keeper:
 
     def forget_after(self, step: int) -> None:
         """A model of a step that is taken again must not outlive it: the same step may turn out otherwise."""
-        if (self._best_step() or 0) > step:
+        if (self.best() or {}).get("step", 0) > step:
             (self.workdir / f"{BEST}.json").unlink()
             _remove(self.workdir / BEST)
         for late in self.held():
@@ -63,9 +63,7 @@ class Keeper:
         values = selection.history(lines, self.rule.metric)
         at_hand = self.held() | {step}
         usable = [one for one in selection.ranked(values, self.rule.mode) if one.step in at_hand]
-        best = selection.choose(values, self.rule)
-        if best is None or best["step"] not in at_hand:  # lost with a checkpoint that was damaged
-            best = selection.choose(usable, self.rule)
+        best = selection.choose(values, self.rule, at_hand)
         if best is None:
             return None
         top = usable[: self.rule.keep]
@@ -77,15 +75,22 @@ class Keeper:
     def keep(self, choice: Choice, step: int, arrays: Mapping[str, jax.Array]) -> None:
         """Brings best/, best.json and kept/ to the choice. `arrays`: the parameters and statistics at `step`."""
         chosen = choice.body["step"]
+        best = self.workdir / BEST
         if self.rule.keep > 1 and choice.new and not self._folder(step).exists():
             self._save(self._folder(step), arrays)
         if chosen != self._best_step():
-            self._save(self.workdir / BEST, arrays if chosen == step else modelfolder.load(self._folder(chosen))[0])
-        rundir.write_json(self.workdir / f"{BEST}.json", choice.body)
+            if self._folder(chosen).exists():
+                modelfolder.link(self._folder(chosen), best)
+            else:
+                self._save(best, arrays)
+        body = {**choice.body, "fingerprint": modelfolder.stated_fingerprint(best)}
+        rundir.write_json(self.workdir / f"{BEST}.json", body)
         wanted = {_name(one) for one in choice.steps} if self.rule.keep > 1 else set()
         for path in self._kept():
             if path.name not in wanted:
                 _remove(path)
+        for path in modelfolder.temporary(best):
+            shutil.rmtree(path, ignore_errors=True)
 
     def best(self) -> dict[str, Any] | None:
         """The body of best.json, where there is one."""
@@ -93,8 +98,12 @@ class Keeper:
         return body if isinstance(body, dict) else None
 
     def _best_step(self) -> int | None:
-        step = (self.best() or {}).get("step")
-        return step if isinstance(step, int) else None
+        """The step whose model best/ holds; None where there is none, or another than best.json tells of."""
+        body = self.best()
+        if body is None or not (self.workdir / BEST / modelfolder.CARD).is_file():
+            return None
+        held = modelfolder.stated_fingerprint(self.workdir / BEST)
+        return body["step"] if body.get("fingerprint", held) == held else None
 
     def _save(self, folder: Path, arrays: Mapping[str, Any]) -> None:
         modelfolder.save(folder, jax.device_get(dict(arrays)), self.card)
@@ -113,7 +122,10 @@ def _name(step: int) -> str:
 
 def _remove(folder: Path) -> None:
     """Renamed first: a kill then leaves no folder of that name without its files."""
-    gone = folder.with_name(f"{folder.name}.old")
+    if folder.name.startswith("."):  # left by a kill
+        shutil.rmtree(folder, ignore_errors=True)
+        return
+    _, gone = modelfolder.temporary(folder)
     try:
         if folder.exists():
             shutil.rmtree(gone, ignore_errors=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from hybridclip_jax.errors import UserError
@@ -76,18 +76,23 @@ def ranked(values: Sequence[Evaluated], mode: str) -> list[Evaluated]:
     return sorted(values, key=lambda one: (sign * one.value, one.step))
 
 
-def choose(values: Sequence[Evaluated], rule: Rule) -> dict[str, Any] | None:
-    """What `best.json` says of the choice, or None when no value is defined."""
-    if not values:
+def choose(values: Sequence[Evaluated], rule: Rule, at_hand: Collection[int] | None = None) -> dict[str, Any] | None:
+    """What `best.json` says of the choice, or None when no value is defined.
+
+    at_hand: the steps whose models there are, None for all. A better step whose model is gone is named in `why`.
+    """
+    order = ranked(values, rule.mode)
+    place = next((n for n, one in enumerate(order) if at_hand is None or one.step in at_hand), None)
+    if place is None:
         return None
-    best, *rest = ranked(values, rule.mode)
+    gone, best, rest = order[:place], order[place], order[place + 1 :]
     return {
         "step": best.step,
         "metric": rule.metric,
         "value": best.value,
         "interval": best.interval and list(best.interval),
         "runner_up": _runner_up(rest[0]) if rest else None,
-        "why": _why(best, rest, rule),
+        "why": _why_not_better(best, rest, gone[0], rule) if gone else _why(best, rest, rule),
     }
 
 
@@ -106,6 +111,16 @@ def _why(best: Evaluated, rest: Sequence[Evaluated], rule: Rule) -> str:
     return why + f"the runner-up is step {second.step} ({second}){_overlap(best, second)}"
 
 
+def _why_not_better(best: Evaluated, rest: Sequence[Evaluated], gone: Evaluated, rule: Rule) -> str:
+    word = "highest" if rule.mode == "max" else "lowest"
+    why = f"step {best.step} has the {word} {rule.metric} ({best}) on {rule.store} of the models that are left; "
+    if rest:
+        why += f"the runner-up is step {rest[0].step} ({rest[0]}){_overlap(best, rest[0])}; "
+    than = "equals it and is earlier" if gone.value == best.value else "is better"
+    lost = "but its model is gone: lost with a damaged checkpoint, or removed"
+    return why + f"step {gone.step} ({gone.value:.4f}) {than}, {lost}"
+
+
 def _overlap(best: Evaluated, second: Evaluated) -> str:
     if best.interval is None or second.interval is None:
         return ""
@@ -120,10 +135,12 @@ def stopped_early(lines: Sequence[Mapping[str, Any]], rule: Rule) -> str:
 
     An evaluation whose value is undefined is one without a better value.
     """
+    if not rule.patience:
+        return ""
     steps = [line["step"] for line in lines if line["split"] == rule.split]
     first = next(iter(ranked(history(lines, rule.metric), rule.mode)), None)
     waited = [step for step in steps if first is None or step > first.step]
-    if not rule.patience or len(waited) < rule.patience:
+    if len(waited) < rule.patience:
         return ""
     count = "1 evaluation" if len(waited) == 1 else f"{len(waited)} evaluations in a row"
     better = f"{rule.metric}" if first is None else f"better {rule.metric} than step {first.step:,}"

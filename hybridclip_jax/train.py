@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from hybridclip_jax import accounting, build, chance, flops, logs, opening, report, rundir, selection, sharding, summary
+from hybridclip_jax import accounting, announce, build, chance, logs, report, rundir, selection, sharding, summary
 from hybridclip_jax import config as configs
 from hybridclip_jax.build import Job
 from hybridclip_jax.checkpoint import Checkpoints
@@ -29,6 +29,7 @@ AHEAD = 2
 NONFINITE_LIMIT = 3
 # The watchdog judges the logged losses of this many steps.
 CHANCE_WINDOW = 500
+SUMMARY = "summary.json"
 
 
 def run(config: Any, workdir: Path, command: str) -> None:
@@ -65,24 +66,28 @@ class _Run:
             precision=jax.config.jax_default_matmul_precision,  # type: ignore[attr-defined]  # jax adds it at run time
             ledger=workdir / "attempts.json",
         )
-        self.trained = job.model.optimizer.trainable
         self.keeper = Keeper(workdir, job.rule, build.card(job)) if job.rule else None
 
     def go(self) -> None:
         state, start = self._restore()
+        work = announce.work(self.job)
+        earlier = rundir.read_json(self.workdir / SUMMARY) or {}
+        # Of the first attempt: the devices of a later one have only a part of the work.
+        self.estimate = earlier.get("estimate") or announce.estimate(self.meter, work)
         with contextlib.closing(logs.MetricsWriter(self.workdir, start or None)) as self.writer:
-            early = self._stopped_early(start)
+            lines = self._lines()
+            early = self._stopped_early(start, lines)
             over = bool(early) or start == self.config.steps
             if over:
                 print(f"{self.workdir}: already finished at step {start:,}; give another --workdir to train anew")
             else:
-                opening.announce(self.job, self.meter, start)
+                announce.announce(self.job, self.meter, start, work)
             with contextlib.closing(logs.Progress(self.config.steps, "train", "step", initial=start)) as self.bar:
-                opening.write_files(self.job, self.workdir)
+                announce.write_files(self.job, self.workdir)
                 if start and self.keeper:
                     # A kill may have come between a checkpoint and what is kept of the same step.
-                    self._keep(self.keeper.choice(self._lines(), start, early), start, state)
-                self._write_summary(start, finished=over, early=early)
+                    self._keep(self.keeper.choice(lines, start, early), start, state)
+                self._write_summary(start, lines, finished=over, early=early)
                 try:
                     if not over:
                         self._train(state, start)
@@ -139,7 +144,7 @@ class _Run:
                 jax.block_until_ready(metrics["loss"])
             seconds = time.perf_counter() - began
             window.add(seconds, waited)
-            self.meter.add(flops.of_step(self.config, self.job.model, width).total, seconds)
+            self.meter.add(accounting.of_step(self.config, self.job.model, width).total, seconds)
             if log:
                 self._refuse_nonfinite(*pending)
                 pending = None
@@ -194,12 +199,16 @@ class _Run:
     def _milestones(self, step: int, state: TrainState) -> str:
         """What falls due after a step. Returns why the run ends with it before its last; empty where it goes on."""
         last, at_chance, early, choice = step == self.config.steps, "", "", None
-        if self.keeper and (last or step % self.config.eval_every == 0):
+        due = last or step % self.config.eval_every == 0
+        if self.keeper and due:
             self._evaluate(step, state)
-            early = self._stopped_early(step)
-            choice = self.keeper.choice(self._lines(), step, early)
+        # Once a milestone: the file grows with the run.
+        lines = self._lines() if due or step % self.config.checkpoint.every == 0 else []
+        if self.keeper and due:
+            early = self._stopped_early(step, lines)
+            choice = self.keeper.choice(lines, step, early)
         if step % self.config.eval_every == 0:
-            at_chance = self._at_chance(step)
+            at_chance = self._at_chance(step, lines)
         stop = at_chance and not last and self.config.watchdog.at_chance == "stop"
         # With each model that is kept: were the checkpoint lost to a kill, its step would be taken again.
         new = choice is not None and choice.new
@@ -208,7 +217,7 @@ class _Run:
             self._save(step, state)
         self._keep(choice, step, state)
         if save:
-            self._write_summary(step, finished=last or bool(early), early=early)
+            self._write_summary(step, lines, finished=last or bool(early), early=early)
         if stop:
             raise RunStopped(f"{at_chance}; watchdog.at_chance = stop")
         if at_chance:
@@ -233,7 +242,7 @@ class _Run:
     def _eval_flops(self) -> int:
         """Of what the encoders have run since this was last asked."""
         work, self.job.encode.work = self.job.encode.work, Work()
-        return flops.of_encoding(self.config, self.job.model, work.images, work.texts)
+        return accounting.of_encoding(self.config, self.job.model, work.images, work.texts)
 
     def _keep(self, choice: Choice | None, step: int, state: TrainState) -> None:
         if choice and self.keeper:
@@ -242,18 +251,18 @@ class _Run:
     def _lines(self) -> list[dict[str, Any]]:
         return logs.read_metrics(self.workdir / logs.METRICS_FILE)
 
-    def _stopped_early(self, step: int) -> str:
+    def _stopped_early(self, step: int, lines: list[dict[str, Any]]) -> str:
         """Why the run ends with this step; empty where it goes on, or where it is the last anyway."""
         if not self.job.rule or step in (0, self.config.steps):
             return ""
-        return selection.stopped_early(self._lines(), self.job.rule)
+        return selection.stopped_early(lines, self.job.rule)
 
-    def _at_chance(self, step: int) -> str:
+    def _at_chance(self, step: int, lines: list[dict[str, Any]]) -> str:
         """What to say of the last steps' losses; empty where there is nothing to say, or not yet."""
         batch = self.config.batch_size
         losses = [
             line["loss"]
-            for line in self._lines()
+            for line in lines
             if line["split"] == "train" and step - CHANCE_WINDOW < line["step"] <= step and line["loss"] is not None
         ]
         if step < CHANCE_WINDOW or not chance.reached(losses, batch):
@@ -270,23 +279,27 @@ class _Run:
 
     # --- end
 
-    def _write_summary(self, step: int, *, finished: bool, early: str = "", stopped: str | None = None) -> None:
+    def _write_summary(
+        self, step: int, lines: list[dict[str, Any]], *, finished: bool, early: str = "", stopped: str | None = None
+    ) -> None:
         body = summary.body(
             self.job,
             self.meter,
-            self._lines() if step else [],
+            lines,
             step=step,
             finished=finished,
             stopped=stopped,
             stopped_early=early or None,
             best=self.keeper.best() if self.keeper else None,
+            estimate=self.estimate,
             command=self.command,
         )
-        rundir.write_json(self.workdir / "summary.json", body)
+        rundir.write_json(self.workdir / SUMMARY, body)
 
     def _stop(self, why: str) -> None:
         """Leaves the report of a run that cannot go on: that is when somebody wants to see its curves."""
-        self._write_summary(max(line["step"] for line in self._lines()), finished=False, stopped=why)
+        lines = self._lines()
+        self._write_summary(max(line["step"] for line in lines), lines, finished=False, stopped=why)
         report.render(self.workdir)
 
     def _finish(self) -> None:

@@ -177,6 +177,7 @@ def test_overrides_reach_their_fields_as_their_types(plain: str) -> None:
         (f"--config.seed={2**63}", "must be below 2**63"),
         ("--config.model.temperature=0.005", "model.logit_scale_range, 0.01 to 1"),
         ("--config.batch_size=1", "batch_size = 1: must be at least 2"),
+        ("--config.data.image_size=4096", "data.image_size = 4096: must be at most 2048"),
         ("--config.select.patience=-1", "select.patience = -1: must be at least 0"),
         ("--config.select.keep=0", "select.keep = 0: must be at least 1"),
         ("--config.select.mode=highest", "select.mode = 'highest': must be one of max, min"),
@@ -229,6 +230,18 @@ def test_a_missing_file_is_named_and_the_forgotten_ending_too(tmp_path: Path, pl
         (
             "    add_eval(c, 'v')\n    c.select.metric = 'v/loss/mean'\n    return c\n",
             "select.mode = max: of v/loss/mean the lowest is best; use --config.select.mode=min",
+        ),
+        (
+            "    add_eval(c, 'v')\n    c.select.metric, c.select.mode = 'v/auroc/mean', 'min'\n    return c\n",
+            "select.mode = min: of v/auroc/mean the highest is best; use --config.select.mode=max",
+        ),
+        (
+            "    add_eval(c, 'v')\n    c.select.metric, c.select.mode = 'v/recall_i2t/1', 'min'\n    return c\n",
+            "select.mode = min: of v/recall_i2t/1 the highest is best; use --config.select.mode=max",
+        ),
+        (
+            "    add_eval(c, 'v')\n    c.select.metric = 'v/sides/cosine'\n    return c\n",
+            "select.mode = max: of v/sides/cosine the lowest is best; use --config.select.mode=min",
         ),
         (
             "    with c.evals.unlocked():\n        c.evals.v = 3\n    return c\n",

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 import resource
@@ -214,7 +215,18 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
     "fewer embeddings": lambda f: os.truncate(f / "embedding.npy", 500),
     "no embeddings": lambda f: (f / "embedding.npy").unlink(),
     "a list": lambda f: (f / "progress.json").write_text("[]"),
+    "another width": lambda f: np.save(f / "embedding.npy", np.zeros((150, 3), np.float32)),
+    "another type": lambda f: np.save(f / "embedding.npy", np.zeros((150, SPEC.embed_dim), np.float64)),
+    "more than all": lambda f: noted(f, done=151),
+    "fewer than none": lambda f: noted(f, done=-1),
+    "left out twice": lambda f: noted(f, skipped=[[3, "x"], [3, "x"]]),
+    "left out of nowhere": lambda f: noted(f, skipped=[[150, "x"]]),
 }
+
+
+def noted(folder: Path, **values: object) -> None:
+    path = folder / "progress.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
@@ -401,9 +413,8 @@ def test_a_mistake_is_one_line_and_leaves_nothing(
     ("out", "says"),
     [
         ("z.npy", "must end in .npz"),
-        ("none/z.npz", "no such folder as"),
         ("folder.npz", "is a folder; name a file"),
-        ("mine.npz", "is there already, and not of this model and input: remove it, or name another --out"),
+        ("mine.npz", "is there already, and holds no embeddings this program can read: remove it, or name another"),
     ],
 )
 def test_a_file_that_cannot_be_made_is_one_line(
@@ -424,7 +435,54 @@ def test_a_finished_file_is_of_its_model_alone(
     source, out = write(tmp_path / "t.txt", TEXTS), tmp_path / "t.npz"
     assert embed(folder, out, "--texts", source) == 0
     assert embed(tmp_path / "other", out, "--texts", source) == 2
-    assert "not of this model and input" in error_line(capsys)
+    assert "t.npz is there already, made with another model: remove it, or name another --out" in error_line(capsys)
+    assert embed(folder, out, "--texts", write(tmp_path / "u.txt", TEXTS[:1])) == 2
+    assert "t.npz is there already, made with another input: remove it" in error_line(capsys)
+
+
+def test_after_an_upgrade_it_says_which_library_is_another(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, out = write(tmp_path / "t.txt", TEXTS), tmp_path / "t.npz"
+    installed = importlib.metadata.version
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "0.1" if name == "jax" else installed(name))
+    assert embed(folder, out, "--texts", source) == 0
+    monkeypatch.undo()
+    assert embed(folder, out, "--texts", source) == 2
+    assert f"is there already, made with jax 0.1 (now {installed('jax')}): remove it" in error_line(capsys)
+
+
+def test_killed_behind_the_last_move_it_leaves_nothing_the_next_time(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, out = write(tmp_path / "t.txt", TEXTS), tmp_path / "new" / "folders" / "t.npz"
+    with monkeypatch.context() as patch:
+        patch.setattr(embedding, "_remove", lambda _: None)  # where the kill comes
+        assert embed(folder, out, "--texts", source) == 0
+    assert Path(f"{out}.partial").is_dir() and out.exists()
+    assert embed(folder, out, "--texts", source) == 0
+    assert "is complete already" in capsys.readouterr().out
+    assert not Path(f"{out}.partial").exists()
+
+
+def test_files_of_others_in_a_folder_of_that_name_stay(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, out = write(tmp_path / "t.txt", TEXTS), tmp_path / "t.npz"
+    theirs = tmp_path / "t.npz.partial"
+    theirs.mkdir()
+    (theirs / "thesis.tex").touch()
+    assert embed(folder, out, "--texts", source) == 2
+    assert f"{theirs} holds files that embed did not write" in error_line(capsys)
+    assert (theirs / "thesis.tex").exists()
+
+
+def test_an_embedding_that_is_not_finite_ends_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    broken = {name: np.full_like(value, np.nan) for name, value in weights().items()}
+    modelfolder.save(tmp_path / "broken", broken, card())
+    assert embed(tmp_path / "broken", tmp_path / "t.npz", "--texts", write(tmp_path / "t.txt", TEXTS)) == 3
+    assert "row 1: the model gives an embedding that is not finite" in error_line(capsys)
+    assert not (tmp_path / "t.npz").exists()
 
 
 def test_two_at_once_do_not_mix(

@@ -11,8 +11,9 @@ import prepared
 import pytest
 import test_formats_chexpert
 
+from hybridclip_jax.data.audit import overlap
 from hybridclip_jax.data.formats.label_tables import CHEXPERT_LABELS
-from hybridclip_jax.data.store import Store, patient_overlap, read_manifest
+from hybridclip_jax.data.store import Store, read_manifest
 
 # The header of df_chexpert_plus_240401.csv.
 HEADER = (
@@ -123,7 +124,7 @@ def test_patients_are_those_of_chexpert(tmp_path: Path) -> None:
     assert prepared.prepare("chexpert", "--source", small, "--out", tmp_path / "c") == 0
     assert prepared.prepare("chexpert-plus", "--source", tree(tmp_path / "d"), "--out", tmp_path / "p") == 0
     old, plus = prepared.split(tmp_path / "c", "train"), prepared.split(tmp_path / "p", "train")
-    assert patient_overlap(old, plus) == 2
+    assert overlap(old, plus).patients == 2
     assert old.studies[0] == plus.studies[0]
     assert old.ids[0] == plus.ids[0]
 

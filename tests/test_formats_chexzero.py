@@ -14,8 +14,9 @@ import test_formats_chexpert
 import test_formats_chexpert_plus
 import test_formats_mimic_cxr
 
+from hybridclip_jax.data.audit import overlap
 from hybridclip_jax.data.formats.label_tables import CHEXPERT_LABELS
-from hybridclip_jax.data.store import patient_overlap, read_manifest
+from hybridclip_jax.data.store import read_manifest
 
 SIDE = 320
 LAYOUT = [image for image in test_formats_mimic_cxr.IMAGES if image[0] != 2]  # one image a study
@@ -108,7 +109,7 @@ def test_mimic_paths_give_mimic_patients(tmp_path: Path, capsys: pytest.CaptureF
     assert prepare(tmp_path / "d" / "cxr.h5", tmp_path / "h") == 0
     assert test_formats_mimic_cxr.prepare(tree, tmp_path / "j", "--split", "all") == 0
     h5, jpg = prepared.split(tmp_path / "h"), prepared.split(tmp_path / "j")
-    assert patient_overlap(h5, jpg) == 3
+    assert overlap(h5, jpg).patients == 3
     assert (h5.studies, h5.ids) == (jpg.studies, jpg.ids)
 
 
@@ -181,7 +182,7 @@ def test_chexpert_paths_give_chexpert_patients(tmp_path: Path) -> None:
     assert prepare(source, tmp_path / "s") == 0
     plus = test_formats_chexpert_plus.tree(tmp_path / "p")
     assert prepared.prepare("chexpert-plus", "--source", plus, "--out", tmp_path / "q", "--split", "all") == 0
-    assert patient_overlap(prepared.split(tmp_path / "s"), prepared.split(tmp_path / "q")) == 2
+    assert overlap(prepared.split(tmp_path / "s"), prepared.split(tmp_path / "q")).patients == 2
 
 
 def groundtruth(path: Path, count: int = COUNT, first: int = 64741) -> Path:
@@ -270,7 +271,7 @@ def test_whole_numbers_of_a_column_with_gaps_are_the_same_ids(tmp_path: Path) ->
         table = prepared.write(tmp_path / f"{name}.csv", ["subject_id,study_id,impression", *rows, ",9,Clear."])
         assert prepare(source, tmp_path / f"{name}s", "--reports", table, "--namespace", "same") == 0
         stores.append(prepared.split(tmp_path / f"{name}s"))
-    assert patient_overlap(*stores) == COUNT
+    assert overlap(*stores).patients == COUNT
     assert stores[0].studies == stores[1].studies
 
 

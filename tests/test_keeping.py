@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import glob
 import json
 import os
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -180,6 +183,100 @@ def test_with_a_damaged_checkpoint_the_best_of_what_is_left_is_chosen(tmp_path: 
     assert (best["step"], [one["step"] for one in best["kept"]]) == (2, [2, 4])
 
 
+@pytest.mark.parametrize("before", [True, False])
+def test_whatever_a_kill_leaves_a_shell_pattern_names_whole_models_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: bool
+) -> None:
+    """`evaluate --model runs/x/kept/*` would take a half or a discarded model for one of the ensemble."""
+    put, left = os.replace, set[str]()
+    for moment in range(100):
+        run = Run(tmp_path / str(moment), (0.5, 0.6, 0.7), keep=2)
+        monkeypatch.setattr(os, "replace", killer(moment, put, before=before))
+        try:
+            run.attempt()
+            break
+        except Killed:
+            named = glob.glob(f"{run.workdir}/kept/*")
+            assert {Path(one).name for one in named} <= {"step-1", "step-2", "step-3"}
+            for one in named:
+                modelfolder.load(one)
+            left |= {name.rpartition(".")[2] for name in os.listdir(run.workdir / "kept") if name.startswith(".")}
+    assert left == ({"partial"} if before else {"old"}), "nothing was left: the test has tested nothing"
+
+
+def test_what_a_kill_left_goes_with_the_next_model_that_is_kept(tmp_path: Path) -> None:
+    run = Run(tmp_path, (0.5, 0.6), keep=2)
+    run.attempt()
+    for left in ("kept/.step-1.old", "kept/.step-9.partial", ".best.old", ".best.partial"):
+        shutil.copytree(tmp_path / "best", tmp_path / left)
+    run.attempt()
+    assert sorted(os.listdir(tmp_path)) == ["best", "best.json", "kept"]
+    assert sorted(os.listdir(tmp_path / "kept")) == ["step-1", "step-2"]
+
+
+def test_killed_between_the_old_best_and_the_new_it_has_one_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """best.json then tells of a model that is in no folder of that name."""
+    run, put = Run(tmp_path, (0.5, 0.6), keep=1), os.replace
+
+    def replace(source: Any, target: Any) -> None:
+        if Path(target) == tmp_path / "best" and (tmp_path / ".best.old").exists():
+            raise Killed
+        put(source, target)
+
+    monkeypatch.setattr(os, "replace", replace)
+    with pytest.raises(Killed):
+        run.attempt()
+    monkeypatch.setattr(os, "replace", put)
+    assert not (tmp_path / "best").exists()
+    assert json.loads((tmp_path / "best.json").read_text())["step"] == 1
+    run.attempt()
+    assert steps_of(tmp_path) == {"best": 2}
+    assert json.loads((tmp_path / "best.json").read_text())["step"] == 2
+
+
+@pytest.mark.parametrize("keep", [1, 2])
+def test_a_best_that_was_lost_is_made_again_of_what_there_is(tmp_path: Path, keep: int) -> None:
+    run = Run(tmp_path, (0.5, 0.7, 0.6), keep)
+    run.attempt()
+    shutil.rmtree(tmp_path / "best")
+    run.attempt()
+    best = json.loads((tmp_path / "best.json").read_text())
+    held = steps_of(tmp_path)
+    assert held["best"] == best["step"] == (2 if keep == 2 else 3)
+    gone = "step 2 (0.7000) is better, but its model is gone"
+    assert (gone in best["why"]) == (keep == 1)
+
+
+def test_best_json_names_the_weights_and_tells_others_by_them(tmp_path: Path) -> None:
+    run = Run(tmp_path, (0.5, 0.7, 0.6), keep=1)
+    run.attempt()
+    best = json.loads((tmp_path / "best.json").read_text())
+    assert best["fingerprint"] == modelfolder.stated_fingerprint(tmp_path / "best")
+    keeper = Keeper(tmp_path, rule(1), CARD)
+    assert keeper.held() == {2}
+    modelfolder.save(tmp_path / "best", arrays(3), CARD)  # as a kill before best.json leaves it
+    assert keeper.held() == set()
+
+
+def test_best_shares_its_bytes_with_the_kept_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Run(tmp_path / "linked", (0.5, 0.7), keep=2).attempt()
+    assert same_file(tmp_path / "linked")
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    Run(tmp_path / "copied", (0.5, 0.7), keep=2).attempt()
+    assert not same_file(tmp_path / "copied")
+    assert contents(tmp_path / "copied") == contents(tmp_path / "linked")
+
+
+def same_file(workdir: Path) -> bool:
+    return (workdir / "best" / modelfolder.WEIGHTS).samefile(workdir / "kept" / "step-2" / modelfolder.WEIGHTS)
+
+
 def test_with_one_model_kept_its_loss_leaves_the_choice_to_what_comes(tmp_path: Path) -> None:
     run = Run(tmp_path, (0.5, 0.7), keep=1)
     run.attempt()
@@ -189,6 +286,10 @@ def test_with_one_model_kept_its_loss_leaves_the_choice_to_what_comes(tmp_path: 
     choice = keeper.choice([*run.lines(1), {"step": 3, "split": "eval/v", "auroc/mean": 0.4}], 3)
     assert choice is not None
     assert (choice.body["step"], choice.new) == (3, True), "step 1 is better, and gone"
+    assert choice.body["why"] == (
+        "step 3 has the highest v/auroc/mean (0.4000) on s:val of the models that are left; step 1 (0.5000) is better, "
+        "but its model is gone: lost with a damaged checkpoint, or removed"
+    )
 
 
 def test_an_evaluation_without_a_value_keeps_nothing(tmp_path: Path) -> None:

@@ -87,11 +87,12 @@ def test_the_demo_prepares_once_trains_each_time_and_evaluates_on_test_patients_
         made.parent.mkdir(parents=True)
         made.touch()
     run(script, *flags, "--config.seed=5", cwd=tmp_path, **recorder)
-    prepare, train, evaluate, again = recorded(recorder)
+    prepare, train, evaluate, report, again, report_again = recorded(recorder)
     assert re.fullmatch(
         rf"-m hybridclip_jax.cli prepare --format phantom --seed 1 --count \d+ --out stores/{name}", prepare
     )
     assert train == again
+    assert report == report_again == f"-m hybridclip_jax.cli report runs/{name}", "the run's page lists the evaluation"
     assert train.startswith(f"-m hybridclip_jax.main --config=configs/demo.py --workdir=runs/{name}")
     assert train.endswith(" --config.seed=5")
     # What the demo is started with is a config, and every store that it names is the one that was prepared.

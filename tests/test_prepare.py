@@ -19,13 +19,14 @@ import pytest
 
 from hybridclip_jax.commands import prepare as command
 from hybridclip_jax.data import workers
+from hybridclip_jax.data.audit import overlap
 from hybridclip_jax.data.formats import FORMATS, Source, Study
 from hybridclip_jax.data.loader import TrainStream
 from hybridclip_jax.data.pixels import lazy
 from hybridclip_jax.data.plan import Options, Outcome
 from hybridclip_jax.data.prepare import prepare as prepare_store
 from hybridclip_jax.data.splits import parse_shares
-from hybridclip_jax.data.store import Store, check_comparable, patient_overlap
+from hybridclip_jax.data.store import Store, check_comparable
 from hybridclip_jax.data.tokenizer import Tokenizer
 from hybridclip_jax.errors import RunStopped, UserError, run_or_exit
 
@@ -200,7 +201,7 @@ def test_whole_numbers_that_pandas_wrote_as_floats_are_the_same_ids(tmp_path: Pa
     a, b = (Store.open(str(tmp_path / name)) for name in "ab")
     assert [p == q for p, q in zip(a.patients, b.patients, strict=True)] == [True, True, False, False]
     assert [p == q for p, q in zip(a.studies, b.studies, strict=True)] == [True, True, False, False]
-    assert patient_overlap(a, b) == 2
+    assert overlap(a, b).patients == 2
 
 
 def test_records_of_unknown_patients_are_counted(tmp_path: Path) -> None:
@@ -237,7 +238,7 @@ def test_two_tables_of_one_folder_compare_by_patient(tmp_path: Path) -> None:
     a, b = Store.open(str(tmp_path / "train")), Store.open(str(tmp_path / "val"))
     assert (a.split, b.split) == ("train", "val")
     assert check_comparable(a, b) == "comparable"
-    assert patient_overlap(a, b) == 2
+    assert overlap(a, b).patients == 2
 
 
 # --- what is left out ---

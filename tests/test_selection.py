@@ -149,6 +149,26 @@ def test_the_sentence_for_one_and_for_a_tie() -> None:
     )
 
 
+def test_a_better_step_whose_model_is_gone_is_named() -> None:
+    found = values((500, 0.7), (1000, 0.65), (1500, 0.6), (2000, 0.65))
+    best = selection.choose(found, RULE, at_hand={1000, 1500})
+    assert best is not None
+    assert (best["step"], best["value"], best["runner_up"]["step"]) == (1000, 0.65, 2000)
+    assert best["why"] == (
+        "step 1000 has the highest external/auroc/mean (0.6500) on stores/other:val of the models that are left; the "
+        "runner-up is step 2000 (0.6500); step 500 (0.7000) is better, but its model is gone: lost with a damaged "
+        "checkpoint, or removed"
+    )
+    equal = selection.choose(found, RULE, at_hand={2000})
+    assert equal is not None
+    assert "step 500 (0.7000) is better, but its model is gone" in equal["why"]
+    equal = selection.choose(found[1:], RULE, at_hand={2000})
+    assert equal is not None
+    assert "step 1000 (0.6500) equals it and is earlier, but its model is gone" in equal["why"]
+    assert selection.choose(found, RULE, at_hand={500, 2000}) == selection.choose(found, RULE)
+    assert selection.choose(found, RULE, at_hand=set()) is None
+
+
 def test_nothing_defined_chooses_nothing() -> None:
     assert selection.choose([], RULE) is None
     assert selection.choose(selection.history([line(10, None)], METRIC), RULE) is None

@@ -27,6 +27,7 @@ from hybridclip_jax import build, cli, logs, modelfolder, rundir, train
 from hybridclip_jax import config as configs
 from hybridclip_jax.data.store import Store
 from hybridclip_jax.errors import RunStopped, UserError
+from hybridclip_jax.evals import Evaluator
 
 ROOT = Path(__file__).parents[1]
 CONFIG = """
@@ -115,6 +116,7 @@ def test_a_run_leaves_what_scripts_rely_on(finished: Path) -> None:
     assert best["value"] == max(evaluated.values()) == evaluated[best["step"]]
     low, high = best["interval"]
     assert low < best["value"] < high
+    assert best["fingerprint"] == modelfolder.stated_fingerprint(finished / "best")
     assert best["runner_up"].keys() == {"step", "value", "interval"}
     assert [one["step"] for one in best["kept"]] == [best["step"], best["runner_up"]["step"]]
     marks = {path.name: modelfolder.stated_fingerprint(path) for path in (finished / "kept").iterdir()}
@@ -124,6 +126,8 @@ def test_a_run_leaves_what_scripts_rely_on(finished: Path) -> None:
     assert summary["finished"] and summary["step"] == 8 and summary["synthetic"]
     assert summary["stopped_early"] is None
     assert summary["best"] == best
+    assert summary["estimate"]["pf_days"] == pytest.approx(summary["pf_days_model"], rel=0.2)
+    assert summary["estimate"]["hours"] is None, "a CPU's peak is unknown"
     assert 0 < summary["eval_share"]["flops"] < 1 and 0 < summary["eval_share"]["wall"] < 1
     described = summary["evaluations"]["bare"]
     assert (described["protocol"], described["unit"], described["images"]) == ("chexzero", "image", 44)
@@ -221,6 +225,9 @@ def test_a_model_of_a_step_that_is_taken_again_goes(finished: Path, config_file:
     best = json.loads((workdir / "best.json").read_text())
     (workdir / "best.json").write_text(json.dumps({**best, "step": 8}))
     (workdir / "best" / "stale").touch()
+    before = json.loads((workdir / "summary.json").read_text())
+    estimate = {"pf_days": 7.0, "hours": 3.0}  # as of the other devices of a first attempt
+    (workdir / "summary.json").write_text(json.dumps({**before, "estimate": estimate}))
     for part in (workdir / "checkpoints" / "8").rglob("*"):
         if part.is_file():
             part.write_bytes(b"")
@@ -228,16 +235,20 @@ def test_a_model_of_a_step_that_is_taken_again_goes(finished: Path, config_file:
     assert not (workdir / "best" / "stale").exists()
     assert json.loads((workdir / "best.json").read_text()) == json.loads((finished / "best.json").read_text())
     assert {path.name for path in (workdir / "kept").iterdir()} == {"step-4", "step-8"}
+    assert json.loads((workdir / "summary.json").read_text())["estimate"] == estimate
     hc.load(workdir)
 
 
 def test_a_run_that_gets_no_better_stops_early(
-    config_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    config_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    read, reads = train._Run._lines, list[int]()
+    monkeypatch.setattr(train._Run, "_lines", lambda attempt: [reads.append(1), read(attempt)][1])
     workdir = tmp_path / "run"
     still = ["optim.learning_rate=0.0", "steps=40", "eval_every=2", "select.patience=2", "mesh.data=1"]
     still += ["data.image_size=32", "model.text.context=32"]
     run(config_file, workdir, *still)
+    assert len(reads) == 1 + 3 + 1, "metrics.jsonl is read at the start, once each 2 steps, and at the end"
     says = "stopped early at step 6: 2 evaluations in a row gave no better bare/auroc/mean than step 2"
     output = capsys.readouterr().out
     assert output.count(says) == 2, "when it stops, and in the choice at the end"
@@ -257,11 +268,18 @@ def test_a_run_that_gets_no_better_stops_early(
     assert "resuming at step 4" in capsys.readouterr().out
     assert json.loads((workdir / "best.json").read_text()) == best
     assert json.loads((workdir / "summary.json").read_text())["step"] == 6
+    run(config_file, workdir, *still, "select.patience=3")
+    assert "resuming at step 6" in capsys.readouterr().out
+    summary = json.loads((workdir / "summary.json").read_text())
+    assert (summary["finished"], summary["step"]) == (True, 8)
+    assert summary["stopped_early"].endswith("(select.patience = 3)")
 
 
 def test_an_evaluation_that_does_not_choose_says_what_it_shares_with_the_one_that_does(
-    config_file: Path, phantom_store: Path, tmp_path: Path
+    config_file: Path, phantom_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    asked, at_chance = list[str](), Evaluator.at_chance
+    monkeypatch.setattr(Evaluator, "at_chance", lambda one: [asked.append(one.name), at_chance(one)][1])
     path = tmp_path / "several.py"
     other = tmp_path / "other"
     arguments = ["--count", "12", "--seed", "9", "--train-share", "0", "--val-share", "1", "--out", str(other)]
@@ -277,6 +295,7 @@ def test_an_evaluation_that_does_not_choose_says_what_it_shares_with_the_one_tha
         "the checkpoint is not chosen by it, nor on any of its patients (bare/auroc/mean chooses)"
     ]
     assert len(job.stores) == 3, "a store that two evaluations read is opened once"
+    assert asked == ["bare"], "what a model at chance scores costs an evaluation: only the one that chooses is asked"
 
 
 def test_weights_that_changed_since_the_run_began_are_refused(config_file: Path, tmp_path: Path) -> None:
@@ -363,6 +382,7 @@ def test_eight_devices_log_the_losses_of_one(finished: Path, config_file: Path, 
         ("evals.bare.data=", "evals.bare.data is empty"),
         ("evals.bare.protocol=magic", "chexzero"),
         ("select.metric=bare/auroc/maen", "did you mean auroc/mean"),
+        ("select.metric=bare/auroc/n_labels", "n_labels: measures no model; name another, e.g. bare/auroc/mean$"),
         ("model.image.weights=nowhere", "nowhere"),
         ("compute.attention=cudnn", "NVIDIA"),
         ("mesh.data=3", "does not divide"),
@@ -414,7 +434,7 @@ def test_where_no_patients_are_known_none_is_shared_and_it_is_said(config_file: 
         assert not parsed.run(parsed)
     a, b = tmp_path / "train-store", tmp_path / "test-store"
     job = build.job(configs.load(str(config_file), [f"--config.data.train={a}", f"--config.evals.bare.data={b}"]))
-    says = f"no patients are known of {b}:all and {a}:all: whether it shares patients with {a} could not be checked"
+    says = f"against {a}: patients not checked: not comparable by id: no patients are known of {b}:all and {a}:all"
     assert any("evals.bare.data" in warning and says in warning for warning in job.warnings)
 
 
