@@ -127,7 +127,8 @@ class ImageFiles(Items):
 class Texts(Items):
     """Texts of a file: its lines (.txt), or the column `text` of a table. Ids are the source rows, from 1.
 
-    truncated: how many are cut at the model's context.
+    truncated: how many are cut at the model's context. blank: how many hold nothing; they keep their rows, so that
+    row and line stay together, with the embedding of an empty text.
     """
 
     kind, unit = "texts", "text"
@@ -135,6 +136,7 @@ class Texts(Items):
     def __init__(self, model: LoadedModel, path: Path, progress: Callable[[str, int, int], None]) -> None:
         """Raises UserError for a file that cannot be read, holds nothing, or is of another kind than these."""
         texts = _texts(path)
+        self.blank = sum(not text.strip() for text in texts)
         self.source_row_N = np.arange(1, len(texts) + 1)
         self.id_N = self.source_row_N.astype(str)
         digest, self._encoded = hashlib.sha256(), list[np.ndarray]()
@@ -188,10 +190,27 @@ def _matches(patterns: Sequence[str], place: int) -> list[Path]:
         raise UserError(f"{said}: is a folder; give a pattern of files in quotes, such as 'FOLDER/**/*.png'")
     if os.path.lexists(path):
         return [Path(path)]
-    found = [Path(one) for one in glob.glob(path, recursive=True) if not os.path.isdir(one)]
-    if not found:
-        raise UserError(f"{said}: matches no file; give a pattern in quotes, such as 'FOLDER/**/*.png'")
-    return found
+    if "**" in path:
+        _refuse_closed_folders(said, _folder(pattern))
+    # Each file once, by its shortest name: through a link that leads upwards a pattern finds the same ones again.
+    names = sorted(glob.glob(path, recursive=True), key=lambda one: (one.count(os.sep), one), reverse=True)
+    found = {os.path.realpath(one): Path(one) for one in names}
+    files = [one for one in found.values() if not one.is_dir()]
+    if not files:
+        raise UserError(
+            f"{said}: matches no file; give a pattern in quotes, such as 'FOLDER/**/*.png' ([ and ] choose characters: "
+            "write [[] for the bracket itself)"
+        )
+    return files
+
+
+def _refuse_closed_folders(said: str, folder: str) -> None:
+    """UserError where folders below cannot be looked into: a pattern would pass over them without a word."""
+    closed: list[OSError] = []
+    for _ in os.walk(folder, onerror=closed.append):
+        pass
+    if closed:
+        raise UserError(f"{said}: {len(closed)} folders below it cannot be read: mend their rights, or name the others")
 
 
 def _folder(pattern: str) -> str:

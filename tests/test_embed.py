@@ -11,6 +11,7 @@ import resource
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -144,6 +145,36 @@ def test_names_that_a_shell_made_of_a_pattern_are_the_same_files(tmp_path: Path)
     assert embedding_items.ImageFiles(paths).fingerprint != names.fingerprint
 
 
+def test_a_link_that_leads_upwards_gives_each_file_once(tmp_path: Path) -> None:
+    films(tmp_path / "films", ["z.png", "b/1.png"])
+    (tmp_path / "films" / "b" / "loop").symlink_to(tmp_path / "films")
+    assert embedding_items.ImageFiles([f"{tmp_path}/films/**/*.png"]).id_N.tolist() == ["b/1.png", "z.png"]
+
+
+CLOSED = """
+import os, sys
+from hybridclip_jax import embedding_items
+from hybridclip_jax.errors import UserError
+if os.geteuid() == 0:  # who may look into every folder
+    os.setuid(65534)
+try:
+    embedding_items.ImageFiles([sys.argv[1]])
+except UserError as error:
+    print(error)
+"""
+
+
+def test_a_folder_that_cannot_be_looked_into_is_said() -> None:
+    with tempfile.TemporaryDirectory() as folder:  # not tmp_path: pytest's folders are closed to other users
+        Path(folder).chmod(0o755)
+        films(Path(folder), ["a.png", "closed/b.png"])
+        (Path(folder) / "closed").chmod(0)
+        call = [sys.executable, "-c", CLOSED, f"{folder}/**/*.png"]
+        done = subprocess.run(call, capture_output=True, text=True, timeout=120, check=False)
+        (Path(folder) / "closed").chmod(0o755)
+    assert "1 folders below it cannot be read: mend their rights" in done.stdout, done.stderr
+
+
 TEXTS = ["no pneumothorax", "", "the heart is enlarged; " * 20, "a, b", "effusion", "Edema"]
 
 
@@ -158,6 +189,7 @@ def test_texts_come_back_in_order(
     assert found["source_row"].tolist() == [1, 2, 3, 4, 5, 6]
     said = capsys.readouterr().out
     assert "1 of 6 texts are cut at the context of 12 tokens" in said
+    assert "1 of 6 texts are blank" in said
     assert "heart" not in said
 
 
@@ -390,7 +422,8 @@ REFUSED: dict[str, Case] = {
     ),
     "no line": (lambda t: ["--texts", made(t / "t.txt", b"")], "t.txt: holds no text"),
     "another encoding": (lambda t: ["--texts", made(t / "t.txt", b"\xff\xfe")], "t.txt: not UTF-8 (byte 0)"),
-    "no batch": (lambda t: ["--texts", made(t / "t.txt"), "--batch-size", 0], "batch_size = 0: must be at least 1"),
+    "no batch": (lambda t: ["--texts", made(t / "t.txt"), "--batch-size", 0], "--batch-size 0: must be from 1 to 4096"),
+    "no such memory": (lambda t: ["--texts", made(t / "t.txt"), "--batch-size", 10**22], "must be from 1 to 4096"),
     "no share": (lambda t: ["--texts", made(t / "t.txt"), "--max-skipped", 2], "--max-skipped 2 is not a share"),
     "no model": (lambda t: ["--texts", made(t / "t.txt"), "--model", t], "not a model folder"),
 }

@@ -11,6 +11,7 @@ from hybridclip_jax.errors import UserError
 HELP = "embeddings of images (a store, files, DICOM) or texts, L2-normalised float32, in one .npz file"
 EXAMPLE = "hybridclip embed --model runs/demo --data stores/demo:test --out test.npz"
 BATCH = 64
+MOST = 4096  # a batch is made whole, however few the items are: at 224 px this many are 2.5 GB of float32
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,6 +47,8 @@ def run(args: argparse.Namespace) -> None:
     """Embeds and prints. Raises UserError or StorageError as embedding.embed does."""
     if not 0 <= args.max_skipped <= 1:
         raise UserError(f"--max-skipped {args.max_skipped:g} is not a share between 0 and 1")
+    if not 1 <= args.batch_size <= MOST:
+        raise UserError(f"--batch-size {args.batch_size}: must be from 1 to {MOST}")
     # Imported here so that the other commands and --help do not wait for jax.
     from hybridclip_jax import embedding, embedding_items, inference
     from hybridclip_jax.logs import Bars
@@ -68,6 +71,8 @@ def run(args: argparse.Namespace) -> None:
             items = embedding_items.Texts(model, Path(args.texts), bars)
             if items.truncated:
                 print(f"{items.truncated} of {len(items)} texts are cut at the context of {model.context} tokens")
+            if items.blank:
+                print(f"{items.blank} of {len(items)} texts are blank: their rows hold the embedding of an empty text")
         try:
             outcome = embedding.embed(model, items, out, max_skipped=args.max_skipped, progress=bars, say=print)
         except KeyboardInterrupt:
