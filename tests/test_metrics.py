@@ -243,18 +243,14 @@ def test_a_small_class_is_warned_of_by_its_size() -> None:
     def few(positives: int, negatives: int = 400) -> str | None:
         return metrics.small_class((positives, negatives), (positives, negatives))
 
-    assert (
-        few(1)
-        == "only 1 positive: with fewer than 30 the value is uncertain, and an interval, where it has one, too narrow"
-    )
-    assert "only 29 positives" in str(few(29))
-    assert "only 7 negatives" in str(few(400, 7))
+    assert few(1) == "only 1 positive"
+    assert few(29) == "only 29 positives"
+    assert few(400, 7) == "only 7 negatives"
     assert (few(30), few(0), few(0, 0)) == (None, None, None)
 
 
 def test_a_class_is_as_small_as_its_patients_are_few() -> None:
-    said = metrics.small_class((60, 100), (4, 100))
-    assert str(said).startswith("60 positives are of only 4 patients: with fewer than 30 ")
-    assert "100 negatives are of only 1 patient: " in str(metrics.small_class((60, 100), (60, 1)))
+    assert metrics.small_class((60, 100), (4, 100)) == "60 positives are of only 4 patients"
+    assert metrics.small_class((60, 100), (60, 1)) == "100 negatives are of only 1 patient"
     # the class with fewer patients, even where it has more rows
-    assert "90 negatives are of only 2 patients: " in str(metrics.small_class((40, 90), (20, 2)))
+    assert metrics.small_class((40, 90), (20, 2)) == "90 negatives are of only 2 patients"

@@ -242,9 +242,9 @@ def test_captions_alone_are_refused_naming_the_file(stores: tuple[str, str]) -> 
 
 
 def test_a_small_class_is_warned_of(tmp_path: Path) -> None:
-    truth = {"Edema": [1.0] * 3 + [0.0] * (N - 3)}
+    truth = {"Edema": [1.0] * 3 + [0.0] * (N - 3), "Nodule": [1.0] * 9 + [0.0] * (N - 9)}
     [note] = evaluator(store(tmp_path / "few", truth)).describe()["notes"]
-    assert note.startswith("Edema: ")
+    assert note.startswith("Edema: only 3 positives; Nodule: only 9 positives: with fewer than 30 the value is ")
 
 
 def test_predictions_stay_as_they_were_made(stores: tuple[str, str]) -> None:

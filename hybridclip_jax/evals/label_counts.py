@@ -26,11 +26,14 @@ def of(labels: Sequence[str], truth_NxK: np.ndarray) -> Counts:
 
 
 def warnings(labels: Sequence[str], truth_NxK: np.ndarray, patient_N: np.ndarray) -> list[str]:
-    """A sentence for each label with too few patients of either class to say much; see `metrics.small_class`."""
-    said = []
+    """One sentence on the labels with too few patients of either class to say much; see `metrics.small_class`."""
+    said = list[str]()
     for label, truth_N in zip(labels, truth_NxK.T, strict=True):
         positive, negative = (patient_N[truth_N == value] for value in (1, 0))
         rows, patients = (len(positive), len(negative)), (len(set(positive)), len(set(negative)))
-        if sentence := metrics.small_class(rows, patients):
-            said.append(f"{label}: {sentence}")
-    return said
+        if little := metrics.small_class(rows, patients):
+            said.append(f"{label}: {little}")
+    if not said:
+        return []
+    then = f"with fewer than {metrics.SMALL} the value is uncertain, and an interval, where it has one, too narrow"
+    return [f"{'; '.join(said)}: {then}"]
