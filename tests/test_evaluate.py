@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import io
 import json
+import re
 import shutil
 import weakref
 from collections.abc import Mapping, Sequence
@@ -559,6 +560,7 @@ def test_each_use_of_a_store_is_noted_and_told_the_next_time(
 
     lines = [json.loads(line) for line in (run / lineage.USES).read_text().splitlines()]
     assert [line["split"] for line in lines] == ["test", "test"]
+    assert all(re.search(r":\d\d\.\d{6}\+00:00$", line["when"]) for line in lines), "two in one second are two"
     assert lines[0]["values"] == {"auroc/mean": first["values"]["auroc/mean"]}
     assert [line["out"] for line in lines] == [str(out), str(out)], "absolute, from wherever it was called"
     assert [line["model"] for line in lines] == [str(run / "best")] * 2

@@ -20,6 +20,7 @@ from hybridclip_jax.report.charts import roc_chart
 from hybridclip_jax.report.fields import fault
 from hybridclip_jax.report.scores import scores
 from hybridclip_jax.report.values import COUNTS, Value, headline, kind_title, read, rest_title
+from hybridclip_jax.report.words import moment
 
 
 def page_of(out: Path, *, unverified: bool = False) -> Page:
@@ -263,3 +264,8 @@ def test_a_roc_curve_stands_where_its_points_put_it() -> None:
     chance = re.search(r'x1="([\d.]+)" x2="([\d.]+)" y1="([\d.]+)" y2="([\d.]+)" class="reference"', svg)
     assert chance is not None
     assert [float(value) for value in chance.groups()] == [x0, x2, y0, y2]
+
+
+@pytest.mark.parametrize("when", ["2026-11-20T10:00:07+00:00", "2026-11-20T10:00:07.012345+00:00"])
+def test_a_moment_is_said_to_the_second(when: str) -> None:
+    assert moment(when) == "2026-11-20 10:00:07\N{NO-BREAK SPACE}UTC"

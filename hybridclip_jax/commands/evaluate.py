@@ -175,7 +175,8 @@ def _run(args: argparse.Namespace, asked: Mapping[str, Any]) -> None:
         "eval_s": time.perf_counter() - began,
     }
     # Before anybody reads a value: what was seen of a test store cannot be unseen.
-    when = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    # To the microsecond: two uses are told apart by it.
+    when = datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds")
     use = {"when": when, "protocol": args.protocol, "unit": args.unit, "out": str(args.out.absolute())}
     for lines, side in ((models, ours), (others, theirs)):
         for warning in lineage.record(lines, store, use | {"values": evaluation.headline(side)} if side else use):

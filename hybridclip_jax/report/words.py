@@ -59,8 +59,9 @@ def p_value(p: float | None) -> str:
 
 
 def moment(when: str) -> str:
-    """An ISO date and time as people write them."""
-    return when.replace("T", " ").replace("+00:00", "\N{NO-BREAK SPACE}UTC")
+    """An ISO date and time as people write them, to the second."""
+    whole, _, rest = when.partition(".")
+    return (whole + rest.lstrip("0123456789")).replace("T", " ").replace("+00:00", "\N{NO-BREAK SPACE}UTC")
 
 
 def plural(n: int, noun: str) -> str:
