@@ -47,13 +47,7 @@ def build(config: Any, preparation: Preparation, train: Store) -> HeldOut:
 def _open(name: str, preparation: Preparation, train: Store, spec: str) -> Store:
     """A store that the evaluation `name` reads; UserError where its images were not prepared as those of `train`."""
     store = preparation.open_store(spec)
-    ours, theirs = train.manifest["preprocessing"], store.manifest["preprocessing"]
-    for rule in sorted(ours.keys() | theirs.keys()):
-        if ours.get(rule) != theirs.get(rule):
-            raise UserError(
-                f"evals.{name}: {spec}: prepared with {rule} = {theirs.get(rule)}, but {train.spec} with "
-                f"{ours.get(rule)}; prepare both alike"
-            )
+    audit.refuse_unlike(f"evals.{name}: {spec}", store, train)
     return store
 
 

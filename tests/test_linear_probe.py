@@ -346,7 +346,7 @@ def test_plip_linear_is_scikit_learns_classifier_on_the_same_arrays(stores: Stor
     y = {
         name: [orders["test"].index(max(row.labels, key=lambda n: row.labels[n])) for row in rows[name]]
         for name in SIZES
-    }  # type: ignore[arg-type, return-value]
+    }  # type: ignore[arg-type, return-value]  # a label may be None in other tests, here each is a number
 
     def scores(alpha: float, name: str, average: str = "macro") -> list[float]:
         found = []

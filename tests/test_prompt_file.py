@@ -132,7 +132,7 @@ def test_templates_from_python_are_held_to_the_same_rules() -> None:
     assert not prompt_file.given(["some {}"], []).has_negatives
     for positive, negative in ((["edema"], ["no {}"]), ([], ["no {}"]), ("some {}", ["no {}"]), ([3], ["no {}"])):
         with pytest.raises(UserError, match="^templates: "):
-            prompt_file.given(positive, negative)  # type: ignore[arg-type]
+            prompt_file.given(positive, negative)  # type: ignore[arg-type]  # wrong kinds are what is tested
 
 
 @pytest.mark.parametrize("name", SHIPPED)

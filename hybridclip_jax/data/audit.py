@@ -332,6 +332,17 @@ def _prepared_unlike(a: Store, b: Store) -> str | None:
     return f"not comparable by pixel: prepared with different {' and '.join(rules)}" if rules else None
 
 
+def refuse_unlike(where: str, other: Store, store: Store) -> None:
+    """UserError, begun with `where`, where the images of `other` were prepared otherwise than those of `store`."""
+    theirs, ours = (one.manifest.get("preprocessing", {}) for one in (other, store))
+    for rule in sorted(theirs.keys() | ours.keys()):
+        if theirs.get(rule) != ours.get(rule):
+            raise UserError(
+                f"{where}: prepared with {rule} = {theirs.get(rule)}, but {store.spec} with {ours.get(rule)}; "
+                "prepare both alike"
+            )
+
+
 # --- near copies
 
 

@@ -19,11 +19,5 @@ def check(where: str, other: Store, tested: Store) -> list[str]:
             f"{where} = {other.spec}: shares {shared} with {tested.spec}; what is fitted on patients must not be "
             "measured on them: name a store of other patients"
         )
-    theirs, ours = (store.manifest.get("preprocessing", {}) for store in (other, tested))
-    for rule in sorted(theirs.keys() | ours.keys()):
-        if theirs.get(rule) != ours.get(rule):
-            raise UserError(
-                f"{where} = {other.spec}: prepared with {rule} = {theirs.get(rule)}, but {tested.spec} with "
-                f"{ours.get(rule)}; prepare both alike"
-            )
+    audit.refuse_unlike(f"{where} = {other.spec}", other, tested)
     return [f"{other.spec} and {tested.spec}: {gap}" for gap in shared.gaps]
